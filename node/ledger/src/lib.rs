@@ -1,0 +1,1 @@
+//! BTT amounts, keys, typed data and settlement.

@@ -1,0 +1,1 @@
+//! Offers, agreements, audits, repair and host choice.

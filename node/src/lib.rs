@@ -1,0 +1,1 @@
+//! The `btfs` binary: config, daemon, HTTP API, gateway, command line, demo.

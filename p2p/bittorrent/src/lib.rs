@@ -1,0 +1,1 @@
+//! Torrents over the same blocks: metainfo, peer wire, trackers.

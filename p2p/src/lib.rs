@@ -1,0 +1,1 @@
+//! The libp2p host: Kademlia, Bitswap, typed request/response.

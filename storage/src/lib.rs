@@ -1,0 +1,1 @@
+//! Bytes to blocks to RocksDB: import, block store, pins, erasure coding, proof trees.

@@ -1,0 +1,1 @@
+//! Whole-node tests: end to end, real peers, faults, scale; benches.
