@@ -1,0 +1,1 @@
+//! Foreign hashes (infohashes, piece hashes, v2 pieces roots) to candidate content.

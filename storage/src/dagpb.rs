@@ -1,0 +1,1 @@
+//! The dag-pb codec and the children of a block.

@@ -1,0 +1,1 @@
+//! Shards, stripes and parity.

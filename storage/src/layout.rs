@@ -1,0 +1,1 @@
+//! The immutable description of shards, stripes and parity.

@@ -1,0 +1,1 @@
+//! Merkle proofs over the blocks an agreement covers.

@@ -1,0 +1,1 @@
+//! UnixFS: files, directories and symlinks as dag-pb nodes.
