@@ -1,0 +1,1 @@
+//! Bitswap: blocks between peers.
