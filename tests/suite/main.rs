@@ -1,0 +1,6 @@
+//! Whole-node tests: one binary, one module a subject.
+//!
+//! They drive the `btfs` program named by `BTFS_BIN` and real peers installed by `tests/peers/install`; a missing
+//! program or peer is a failure, never a skip.
+
+mod peers;
