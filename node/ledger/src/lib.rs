@@ -1,1 +1,32 @@
-//! BTT amounts, keys, typed data and settlement.
+//! Money: BTT amounts, keys, signed documents and settlement.
+//!
+//! Everything in this repository that touches money passes through this crate. The market builds and checks
+//! [`typed`] documents with it, the node keeps its key in a [`keyfile`] and pays through a [`Wallet`](wallet::Wallet),
+//! and one node of a private network runs the [`embedded`] ledger and serves it to the others.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`btt`], [`price`] | exact amounts of 10^-18 BTT and the price of an epoch |
+//! | [`keys`], [`keyfile`] | secp256k1 keys, recoverable signatures, the key at rest |
+//! | [`typed`] | offers, agreements, vouchers and calls as EIP-712 typed data, DAG-CBOR and ABI calldata |
+//! | [`embedded`] | a ledger in the state database: accounts, channels, streams, receipts, hash-chained head |
+//! | [`settlement`] | the trait all settlements share, its local and its remote form |
+//! | [`wallet`] | builds, records, signs and submits calls; survives crashes without paying twice |
+//!
+//! Invariants:
+//!
+//! - Amounts are integers and every operation on them is checked; nothing here is a float.
+//! - A signature is over typed data bound to one settlement, so it means one thing in one place.
+//! - The sum of all balances and all locks is the supply of the genesis, after every call and every crash.
+//! - What allows a payment is on disk before it is sent, and sending it again changes nothing.
+
+pub mod btt;
+pub mod cbor;
+pub mod keyfile;
+pub mod keys;
+pub mod price;
+pub mod typed;
+
+pub use alloy_primitives::{Address, B256};
+pub use btt::Btt;
+pub use keys::{PublicKey, SecretKey, Signature, SignatureError, recover};
