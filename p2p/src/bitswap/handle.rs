@@ -164,9 +164,10 @@ impl Session {
     pub async fn starved(&self) {
         loop {
             let notified = self.inner.starved.notified();
-            let starving = self.inner.hub.with_desk(|desk| {
-                desk.closed || self.inner.id.is_none_or(|id| desk.client.is_starving(id))
-            });
+            let starving = self
+                .inner
+                .hub
+                .with_desk(|desk| desk.closed || self.inner.id.is_none_or(|id| desk.client.is_starving(id)));
             if starving {
                 return;
             }

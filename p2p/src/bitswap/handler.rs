@@ -139,10 +139,7 @@ impl ConnectionHandler for Handler {
         self.hub.is_busy(&self.link)
     }
 
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<ConnectionHandlerEvent<Upgrade, (), Self::ToBehaviour>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Upgrade, (), Self::ToBehaviour>> {
         if self.opening.is_some() {
             return Poll::Pending;
         }

@@ -82,6 +82,7 @@ pub struct PeerWants {
 
 impl PeerWants {
     /// Number of wants in all states.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.wants.len()
     }

@@ -39,8 +39,6 @@ mod source;
 mod stats;
 #[cfg(test)]
 mod testing;
-#[cfg(test)]
-mod tests;
 mod wire;
 
 pub use behaviour::Behaviour;

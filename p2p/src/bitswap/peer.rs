@@ -32,17 +32,17 @@ struct Prepared {
 
 /// Writes to one peer until its link is closed.
 pub(super) async fn run(hub: Arc<Hub>, link: Arc<Link>) {
-    let mut writer = Writer { hub, link, stream: None, prepared: None };
-    while !writer.link.is_closed() {
+    let mut writer = Writer { at: Place { hub, link }, stream: None, prepared: None };
+    while !writer.at.link.is_closed() {
         // Those who want many blocks ask in one go: let them finish, and one message carries all.
         tokio::task::yield_now().await;
-        let wants = writer.hub.with_desk(|desk| desk.client.take_outbox(&writer.link.peer));
+        let wants = writer.at.hub.with_desk(|desk| desk.client.take_outbox(&writer.at.link.peer));
         if wants.is_empty() && writer.prepared.is_none() {
-            writer.prepared = writer.prepare().await;
+            writer.prepared = writer.at.prepare().await;
         }
         if wants.is_empty() && writer.prepared.is_none() {
-            if !writer.link.wants.lock().has_ready() {
-                writer.link.wake.notified().await;
+            if !writer.at.link.wants.lock().has_ready() {
+                writer.at.link.wake.notified().await;
             }
         } else {
             writer.write(wants).await;
@@ -51,13 +51,18 @@ pub(super) async fn run(hub: Arc<Hub>, link: Arc<Link>) {
 }
 
 struct Writer {
-    hub: Arc<Hub>,
-    link: Arc<Link>,
+    at: Place,
     stream: Option<(Stream, Version)>,
     prepared: Option<Prepared>,
 }
 
-impl Writer {
+/// Whom a task works for. Apart from the stream, which two futures may not share.
+struct Place {
+    hub: Arc<Hub>,
+    link: Arc<Link>,
+}
+
+impl Place {
     /// Reads blocks for the wants that are due. `None` when there are none, or when none of them gets an answer.
     async fn prepare(&self) -> Option<Prepared> {
         let due = self.link.wants.lock().take(LOOKUPS);
@@ -92,6 +97,33 @@ impl Writer {
         Some(Prepared { response, _budget: budget })
     }
 
+    fn count(&self, prepared: Option<&Prepared>) {
+        for traffic in [&self.hub.stats.total, &*self.link.traffic] {
+            add(&traffic.messages_sent, 1);
+            if let Some(Prepared { response, .. }) = prepared {
+                add(&traffic.blocks_sent, response.blocks());
+                add(&traffic.bytes_sent, response.bytes);
+            }
+        }
+    }
+
+    async fn open_once(&self) -> Result<(Stream, Version), OpenError> {
+        for opener in self.link.openers() {
+            let (reply, opened) = oneshot::channel();
+            if opener.send(reply).await.is_err() {
+                continue;
+            }
+            return match timeout(OPEN_TIMEOUT, opened).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) => Err(OpenError::Failed("the connection closed".into())),
+                Err(_) => Err(OpenError::Failed("timed out".into())),
+            };
+        }
+        Err(OpenError::Failed("no connection".into()))
+    }
+}
+
+impl Writer {
     /// Writes one message, and prepares the next response meanwhile.
     async fn write(&mut self, mut wants: Vec<WantEntry>) {
         let Some((mut stream, version)) = self.open().await else { return };
@@ -109,35 +141,25 @@ impl Writer {
         let result = if out.is_empty() {
             Ok(())
         } else {
-            let (result, next) = tokio::join!(out.write(&mut stream), self.prepare());
+            let (result, next) = tokio::join!(out.write(&mut stream), self.at.prepare());
             self.prepared = next;
             result
         };
         match result {
             Ok(()) => {
-                self.link.touch();
-                self.count(prepared.as_ref());
+                self.at.link.touch();
+                self.at.count(prepared.as_ref());
                 if let Some(prepared) = prepared {
-                    prepared.response.settle(&mut self.link.wants.lock());
+                    prepared.response.settle(&mut self.at.link.wants.lock());
                 }
                 self.stream = Some((stream, version));
             }
             Err(error) => {
-                tracing::debug!(peer = %self.link.peer, %error, "a Bitswap stream broke; a new one is opened");
+                tracing::debug!(peer = %self.at.link.peer, %error, "a Bitswap stream broke; a new one is opened");
                 if let Some(prepared) = prepared {
-                    prepared.response.undo(&mut self.link.wants.lock());
+                    prepared.response.undo(&mut self.at.link.wants.lock());
                 }
-                self.hub.with_desk(|desk| desk.client.peer_reset(self.link.peer));
-            }
-        }
-    }
-
-    fn count(&self, prepared: Option<&Prepared>) {
-        for traffic in [&self.hub.stats.total, &*self.link.traffic] {
-            add(&traffic.messages_sent, 1);
-            if let Some(Prepared { response, .. }) = prepared {
-                add(&traffic.blocks_sent, response.blocks());
-                add(&traffic.bytes_sent, response.bytes);
+                self.at.hub.with_desk(|desk| desk.client.peer_reset(self.at.link.peer));
             }
         }
     }
@@ -149,16 +171,16 @@ impl Writer {
             return Some(open);
         }
         for attempt in 1..=MAX_OPEN_ATTEMPTS {
-            match self.open_once().await {
+            match self.at.open_once().await {
                 Ok((stream, version)) => {
-                    self.hub.with_desk(|desk| {
-                        desk.client.set_knows_have(&self.link.peer, version == Version::V1_2);
+                    self.at.hub.with_desk(|desk| {
+                        desk.client.set_knows_have(&self.at.link.peer, version == Version::V1_2);
                     });
                     return Some((stream, version));
                 }
                 Err(error) => {
-                    tracing::debug!(peer = %self.link.peer, %error, attempt, "no Bitswap stream");
-                    if matches!(error, OpenError::Unsupported) || self.link.is_closed() {
+                    tracing::debug!(peer = %self.at.link.peer, %error, attempt, "no Bitswap stream");
+                    if matches!(error, OpenError::Unsupported) || self.at.link.is_closed() {
                         break;
                     }
                 }
@@ -166,26 +188,11 @@ impl Writer {
             tokio::time::sleep(OPEN_PAUSE * attempt).await;
         }
         self.prepared = None;
-        self.link.wants.lock().clear();
-        if !self.link.is_closed() {
-            self.hub.with_desk(|desk| desk.client.peer_mute(self.link.peer, Instant::now()));
+        self.at.link.wants.lock().clear();
+        if !self.at.link.is_closed() {
+            self.at.hub.with_desk(|desk| desk.client.peer_mute(self.at.link.peer, Instant::now()));
         }
         None
-    }
-
-    async fn open_once(&self) -> Result<(Stream, Version), OpenError> {
-        for opener in self.link.openers() {
-            let (reply, opened) = oneshot::channel();
-            if opener.send(reply).await.is_err() {
-                continue;
-            }
-            return match timeout(OPEN_TIMEOUT, opened).await {
-                Ok(Ok(result)) => result,
-                Ok(Err(_)) => Err(OpenError::Failed("the connection closed".into())),
-                Err(_) => Err(OpenError::Failed("timed out".into())),
-            };
-        }
-        Err(OpenError::Failed("no connection".into()))
     }
 }
 

@@ -212,13 +212,15 @@ impl Message {
                 (1, WireType::LengthDelimited) => {
                     let entry = EntryProto::decode(take(&mut list)?)?;
                     match cid_from(&entry.block) {
-                        Some(cid) if self.wants.len() < MAX_ENTRIES_PER_MESSAGE => self.wants.push(WantEntry {
-                            cid,
-                            priority: entry.priority,
-                            cancel: entry.cancel,
-                            kind: if entry.want_type == 1 { WantKind::Have } else { WantKind::Block },
-                            send_dont_have: entry.send_dont_have,
-                        }),
+                        Some(cid) if self.wants.len() < MAX_ENTRIES_PER_MESSAGE => {
+                            self.wants.push(WantEntry {
+                                cid,
+                                priority: entry.priority,
+                                cancel: entry.cancel,
+                                kind: if entry.want_type == 1 { WantKind::Have } else { WantKind::Block },
+                                send_dont_have: entry.send_dont_have,
+                            })
+                        }
                         _ => self.dropped += 1,
                     }
                 }
@@ -409,7 +411,8 @@ async fn read_length<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Option<u64>
     loop {
         let mut byte = [0u8];
         // Between frames a stream may rest as long as it likes; inside one it may not.
-        let n = if shift == 0 { stream.read(&mut byte).await? } else { stalled(stream.read(&mut byte)).await? };
+        let n =
+            if shift == 0 { stream.read(&mut byte).await? } else { stalled(stream.read(&mut byte)).await? };
         match (n, shift) {
             (0, 0) => return Ok(None),
             (0, _) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
@@ -457,8 +460,7 @@ mod tests {
     #[test]
     fn a_message_comes_back_as_it_went() {
         let cid = hash::cid_v1(hash::RAW, b"a");
-        let entry =
-            WantEntry { cid, priority: 7, cancel: false, kind: WantKind::Have, send_dont_have: true };
+        let entry = WantEntry { cid, priority: 7, cancel: false, kind: WantKind::Have, send_dont_have: true };
         let cancel = WantEntry { cancel: true, kind: WantKind::Block, ..entry };
         let big = Bytes::from(vec![3u8; 300_000]);
         let mut out = Outgoing::default();

@@ -26,8 +26,6 @@
 
 mod peer;
 mod schedule;
-#[cfg(test)]
-mod tests;
 mod want;
 
 use std::collections::{HashMap, HashSet};

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use cid::Cid;
 
 use crate::bitswap::limits::{
-    ASK_TIMEOUT_MAX, ASK_TIMEOUT_MIN, MAX_STRIKES, MAX_WANTS_PER_PEER, RECENT_CANCELS, WINDOW_MIN, WINDOW_START,
-    WINDOW_TARGET,
+    ASK_TIMEOUT_MAX, ASK_TIMEOUT_MIN, MAX_STRIKES, MAX_WANTS_PER_PEER, RECENT_CANCELS, WINDOW_MIN,
+    WINDOW_START, WINDOW_TARGET,
 };
 use crate::bitswap::wire::{Key, WantEntry, WantKind};
 

@@ -115,7 +115,8 @@ impl Client {
             if sessions.len() == 1 {
                 peers.extend(&session.peers);
             } else {
-                let new: Vec<_> = session.peers.iter().filter(|peer| !peers.contains(peer)).copied().collect();
+                let new: Vec<_> =
+                    session.peers.iter().filter(|peer| !peers.contains(peer)).copied().collect();
                 peers.extend(new);
             }
         }
@@ -175,7 +176,9 @@ impl Client {
     /// Asks everyone else whether they have it.
     fn broadcast(&mut self, key: Key, now: Instant) {
         for id in self.candidates(&key) {
-            let (Some(want), Some(peer)) = (self.wants.get_mut(&key), self.peers.get_mut(&id)) else { continue };
+            let (Some(want), Some(peer)) = (self.wants.get_mut(&key), self.peers.get_mut(&id)) else {
+                continue;
+            };
             want.broadcast = true;
             let fits = peer.usable() && peer.knows_have && peer.outbox.occupied() < HAVE_ROOM;
             if !fits || want.ask(&id).is_some() {
