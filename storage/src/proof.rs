@@ -1,1 +1,0 @@
-//! Merkle proofs over the blocks an agreement covers.
