@@ -70,9 +70,11 @@ impl PbNode {
         let mut links = Vec::new();
         let data = visit_node(block, &mut |link| {
             let name = match link.name {
-                Some(name) => {
-                    Some(std::str::from_utf8(name).map_err(|_| DagPbError("a link's name is not UTF-8"))?.to_owned())
-                }
+                Some(name) => Some(
+                    std::str::from_utf8(name)
+                        .map_err(|_| DagPbError("a link's name is not UTF-8"))?
+                        .to_owned(),
+                ),
                 None => None,
             };
             links.push(PbLink { cid: link.cid, name, tsize: link.tsize });
@@ -226,7 +228,9 @@ fn read_link(mut bytes: &[u8]) -> Result<RawLink<'_>, DagPbError> {
             }
             LINK_NAME if name.is_none() && tsize.is_none() => name = Some(take_section(&mut bytes)?),
             LINK_TSIZE if tsize.is_none() => tsize = Some(take_varint(&mut bytes)?),
-            LINK_HASH | LINK_NAME | LINK_TSIZE => return Err(DagPbError("link fields repeated or out of order")),
+            LINK_HASH | LINK_NAME | LINK_TSIZE => {
+                return Err(DagPbError("link fields repeated or out of order"));
+            }
             _ => return Err(DagPbError("a link has an unknown field")),
         }
     }

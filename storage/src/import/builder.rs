@@ -48,7 +48,12 @@ impl FileBuilder {
     }
 
     /// Puts a subtree on its level, and closes every level that is full by that.
-    fn add(&mut self, mut level: usize, mut subtree: Subtree, sink: &mut dyn BlockSink) -> Result<(), ImportError> {
+    fn add(
+        &mut self,
+        mut level: usize,
+        mut subtree: Subtree,
+        sink: &mut dyn BlockSink,
+    ) -> Result<(), ImportError> {
         loop {
             if level == self.levels.len() {
                 self.levels.push(Vec::new());

@@ -184,7 +184,8 @@ pub fn import_path_observed(
     std::thread::scope(|scope| {
         let mut sink = Counting { sink, blocks: 0 };
         let pipeline = Pipeline::new(scope, profile);
-        tree::Importer { profile, options, sink: &mut sink, progress, observer, pipeline, done: 0 }.import(path)
+        tree::Importer { profile, options, sink: &mut sink, progress, observer, pipeline, done: 0 }
+            .import(path)
     })
 }
 

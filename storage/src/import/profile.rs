@@ -60,6 +60,12 @@ impl Profile {
         Self::ALL.into_iter().find(|profile| profile.name == name)
     }
 
+    /// A profile of small numbers, so that tests reach deep DAGs with few bytes.
+    #[cfg(test)]
+    pub(crate) fn tiny(chunk: usize, links_per_node: usize, base: Profile) -> Profile {
+        Profile { name: "tiny", chunk, links_per_node, ..base }
+    }
+
     /// Its name.
     pub fn name(&self) -> &'static str {
         self.name
@@ -99,7 +105,8 @@ impl Profile {
     /// The CID of a dag-pb block.
     pub(super) fn node_cid(&self, block: &[u8]) -> Cid {
         if self.cid_v0 {
-            let hash = Multihash::wrap(hash::SHA2_256, &hash::sha256(block)).expect("32 bytes fit a multihash");
+            let hash =
+                Multihash::wrap(hash::SHA2_256, &hash::sha256(block)).expect("32 bytes fit a multihash");
             Cid::new_v0(hash).expect("sha2-256 of 32 bytes is what CIDv0 takes")
         } else {
             hash::cid_v1(hash::DAG_PB, block)
@@ -115,10 +122,13 @@ impl Profile {
     /// Whether a directory of these entries is written as a trie of shards.
     pub(super) fn shards(&self, entries: &[DirLink]) -> bool {
         let estimate: usize = match self.directory_size {
-            DirectorySize::Links => entries.iter().map(|entry| entry.name.len() + entry.cid.encoded_len()).sum(),
+            DirectorySize::Links => {
+                entries.iter().map(|entry| entry.name.len() + entry.cid.encoded_len()).sum()
+            }
             DirectorySize::Block => {
                 let links = entries.iter();
-                let links = links.map(|entry| dagpb::encoded_link_len(entry.name.len(), &entry.cid, entry.tsize));
+                let links =
+                    links.map(|entry| dagpb::encoded_link_len(entry.name.len(), &entry.cid, entry.tsize));
                 let data = PbNode { links: Vec::new(), data: Some(Data::directory().to_bytes()) };
                 data.encoded_len() + links.sum::<usize>()
             }

@@ -101,7 +101,12 @@ impl Importer<'_, '_, '_, '_> {
     }
 
     /// A file or symlink: its root and cumulative size.
-    fn entry(&mut self, path: &Path, metadata: &Metadata, names: &[String]) -> Result<(Cid, u64), ImportError> {
+    fn entry(
+        &mut self,
+        path: &Path,
+        metadata: &Metadata,
+        names: &[String],
+    ) -> Result<(Cid, u64), ImportError> {
         if metadata.is_symlink() {
             return self.symlink(path, names);
         }

@@ -69,8 +69,12 @@ fn lookup(src: &dyn BlockSource, directory: &Cid, name: &str) -> Result<Cid, Rea
 fn sub_shard(src: &dyn BlockSource, cid: &Cid) -> Result<Shard, ReadError> {
     match node(src, cid)? {
         Node::Shard(shard) if !shard.slots().is_empty() => Ok(shard),
-        Node::Shard(_) => Err(ReadError::Inconsistent { cid: *cid, problem: "a shard below another is empty" }),
-        _ => Err(ReadError::Inconsistent { cid: *cid, problem: "a shard links to something that is no shard" }),
+        Node::Shard(_) => {
+            Err(ReadError::Inconsistent { cid: *cid, problem: "a shard below another is empty" })
+        }
+        _ => {
+            Err(ReadError::Inconsistent { cid: *cid, problem: "a shard links to something that is no shard" })
+        }
     }
 }
 
@@ -101,13 +105,19 @@ pub fn for_each_entry(
                 let level = (stack.len() - 1) as u32;
                 let shard = &stack.last().expect("looked at above").1;
                 if !shard.entry_fits(&entry.name, bucket, level) {
-                    return Err(ReadError::Inconsistent { cid, problem: "a shard holds a name of another bucket" });
+                    return Err(ReadError::Inconsistent {
+                        cid,
+                        problem: "a shard holds a name of another bucket",
+                    });
                 }
                 each(entry)?;
             }
             Slot::Shard(below) => {
                 if stack.len() as u32 >= levels {
-                    return Err(ReadError::Inconsistent { cid: below, problem: "a shard deeper than the hash" });
+                    return Err(ReadError::Inconsistent {
+                        cid: below,
+                        problem: "a shard deeper than the hash",
+                    });
                 }
                 let shard = sub_shard(src, &below)?;
                 stack.push((below, shard, 0));

@@ -161,7 +161,14 @@ impl LeafPlan {
             if part.cid.codec() == hash::RAW {
                 self.advance(part.size);
                 let (cid, leaf_len) = (part.cid, part.size);
-                return Ok(Some(LeafSlice { cid, file_offset: offset + start, start, len, leaf_len, content: None }));
+                return Ok(Some(LeafSlice {
+                    cid,
+                    file_offset: offset + start,
+                    start,
+                    len,
+                    leaf_len,
+                    content: None,
+                }));
             }
             if self.stack.len() == MAX_DEPTH {
                 return Err(ReadError::Inconsistent { cid: part.cid, problem: "the file's DAG is too deep" });
@@ -294,8 +301,8 @@ impl<S: BlockSource> Seek for FileReader<S> {
             SeekFrom::End(delta) => self.size().checked_add_signed(delta),
             SeekFrom::Current(delta) => self.position.checked_add_signed(delta),
         };
-        let position =
-            position.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek to a negative position"))?;
+        let position = position
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek to a negative position"))?;
         if position != self.position {
             let ahead = position.checked_sub(self.position).and_then(|ahead| usize::try_from(ahead).ok());
             match ahead {

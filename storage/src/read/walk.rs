@@ -60,8 +60,7 @@ impl<S: BlockSource> Walk<S> {
             return Ok(size);
         }
         let block = block(&self.src, cid)?;
-        let children =
-            dagpb::links(cid, &block).map_err(|source| ReadError::Links { cid: *cid, source })?;
+        let children = dagpb::links(cid, &block).map_err(|source| ReadError::Links { cid: *cid, source })?;
         self.stack.pop();
         self.stack.extend(children.into_iter().rev());
         Ok(block.len() as u64)

@@ -32,7 +32,9 @@ pub fn name_hash(name: &str) -> u64 {
 
 /// Two names with one hash; such a directory cannot be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the names {first:?} and {second:?} have the same 64-bit hash; a directory this large cannot hold both")]
+#[error(
+    "the names {first:?} and {second:?} have the same 64-bit hash; a directory this large cannot hold both"
+)]
 pub struct Collision {
     /// One name.
     pub first: String,
@@ -47,7 +49,8 @@ pub fn build<E: From<Collision>>(
     entries: &[DirLink],
     put: &mut dyn FnMut(Bytes) -> Result<Cid, E>,
 ) -> Result<(Cid, u64), E> {
-    let mut sorted: Vec<(u64, &DirLink)> = entries.iter().map(|entry| (name_hash(&entry.name), entry)).collect();
+    let mut sorted: Vec<(u64, &DirLink)> =
+        entries.iter().map(|entry| (name_hash(&entry.name), entry)).collect();
     sorted.sort_unstable_by_key(|(hash, _)| *hash);
     build_level(&sorted, 0, put)
 }
@@ -70,9 +73,11 @@ fn build_level<E: From<Collision>>(
         // The bit field is one big-endian number.
         bits[31 - usize::from(bucket / 8)] |= 1 << (bucket % 8);
         let link = match group {
-            [(_, entry)] => {
-                PbLink { cid: entry.cid, name: Some(format!("{bucket:02X}{}", entry.name)), tsize: Some(entry.tsize) }
-            }
+            [(_, entry)] => PbLink {
+                cid: entry.cid,
+                name: Some(format!("{bucket:02X}{}", entry.name)),
+                tsize: Some(entry.tsize),
+            },
             several => {
                 let (cid, tsize) = build_level(several, level + 1, put)?;
                 PbLink { cid, name: Some(format!("{bucket:02X}")), tsize: Some(tsize) }
@@ -136,9 +141,11 @@ impl Shard {
                 .ok_or(UnixFsError::Malformed("a shard's link names a bucket it does not have"))?;
             let slot = match rest {
                 "" => Slot::Shard(link.cid),
-                rest => {
-                    Slot::Entry(DirLink { name: rest.to_owned(), cid: link.cid, tsize: link.tsize.unwrap_or(0) })
-                }
+                rest => Slot::Entry(DirLink {
+                    name: rest.to_owned(),
+                    cid: link.cid,
+                    tsize: link.tsize.unwrap_or(0),
+                }),
             };
             slots.push((bucket, slot));
         }
@@ -194,7 +201,11 @@ mod tests {
     fn shards(names: &[String]) -> (Cid, BTreeMap<Cid, Bytes>) {
         let entries: Vec<DirLink> = names
             .iter()
-            .map(|name| DirLink { name: name.clone(), cid: hash::cid_v1(hash::RAW, name.as_bytes()), tsize: 1 })
+            .map(|name| DirLink {
+                name: name.clone(),
+                cid: hash::cid_v1(hash::RAW, name.as_bytes()),
+                tsize: 1,
+            })
             .collect();
         let mut blocks = BTreeMap::new();
         let (root, _) = build(&entries, &mut |block| {

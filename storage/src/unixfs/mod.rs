@@ -160,9 +160,11 @@ impl Node {
     /// Understands the block of `cid`.
     pub fn decode(cid: &Cid, block: &Bytes) -> Result<Node, UnixFsError> {
         match cid.codec() {
-            hash::RAW => {
-                Ok(Node::File(FileNode { inline: block.clone(), parts: Vec::new(), size: block.len() as u64 }))
-            }
+            hash::RAW => Ok(Node::File(FileNode {
+                inline: block.clone(),
+                parts: Vec::new(),
+                size: block.len() as u64,
+            })),
             hash::DAG_PB => decode_dag_pb(block),
             codec => Err(UnixFsError::Codec(codec)),
         }
@@ -225,7 +227,10 @@ mod tests {
     fn well_known_nodes() {
         let (cid, block) = pb(&Data::directory());
         assert_eq!(cid.to_string(), "bafybeiczsscdsbs7ffqz55asqdf3smv6klcw3gofszvwlyarci47bgf354");
-        assert_eq!(Cid::new_v0(*cid.hash()).unwrap().to_string(), "QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn");
+        assert_eq!(
+            Cid::new_v0(*cid.hash()).unwrap().to_string(),
+            "QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn"
+        );
         assert_eq!(Node::decode(&cid, &block), Ok(Node::Directory(vec![])));
 
         let inlined: Cid = "bafyaabakaieac".parse().unwrap();
@@ -238,7 +243,10 @@ mod tests {
 
         let (cid, block) = pb(&Data::symlink(Bytes::from_static(b"foo")));
         assert_eq!(block.len(), 9);
-        assert_eq!(Cid::new_v0(*cid.hash()).unwrap().to_string(), "QmTB8BaCJdCH5H3k7GrxJsxgDNmNYGGR71C58ERkivXoj5");
+        assert_eq!(
+            Cid::new_v0(*cid.hash()).unwrap().to_string(),
+            "QmTB8BaCJdCH5H3k7GrxJsxgDNmNYGGR71C58ERkivXoj5"
+        );
         assert_eq!(Node::decode(&cid, &block), Ok(Node::Symlink(Bytes::from_static(b"foo"))));
     }
 
@@ -254,7 +262,10 @@ mod tests {
         let (cid, block) = pb(&data);
         assert_eq!(block.len(), 40);
         assert_eq!(cid.to_string(), "bafybeifx7yeb55armcsxwwitkymga5xf53dxiarykms3ygqic223w5sk3m");
-        assert_eq!(Node::decode(&cid, &block), Ok(Node::File(FileNode { inline: content, parts: vec![], size: 32 })));
+        assert_eq!(
+            Node::decode(&cid, &block),
+            Ok(Node::File(FileNode { inline: content, parts: vec![], size: 32 }))
+        );
     }
 
     /// The invalid vectors of the specification's appendix, and parts that contradict each other.
