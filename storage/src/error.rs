@@ -1,14 +1,19 @@
 //! What can go wrong in the block store.
 
+use std::fmt;
+use std::path::PathBuf;
+
 use cid::Cid;
 
+use crate::Class;
+use crate::db::DbError;
 use crate::hash::HashError;
 
 /// Why the block store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The bytes offered are not the bytes of that CID.
+    /// The bytes offered are not the bytes of that CID, or its hash function is unknown here.
     #[error(transparent)]
     Hash(#[from] HashError),
     /// A block over the cap.
@@ -26,4 +31,146 @@ pub enum StoreError {
         /// The block's address.
         cid: Cid,
     },
+    /// A block that a pin needs is not here.
+    #[error("block {cid} is not in the store, so {what} is incomplete; nothing was changed; fetch it first")]
+    Missing {
+        /// The absent block.
+        cid: Cid,
+        /// What needs it.
+        what: String,
+    },
+    /// A block's links do not decode, so what lies below it is unknown.
+    #[error("block {cid} does not decode: {detail}")]
+    Undecodable {
+        /// The block.
+        cid: Cid,
+        /// What the decoder said.
+        detail: String,
+    },
+    /// The class's quota does not have that much room.
+    #[error(
+        "not enough space: {} asked, {} free of the {} quota for {class} data; nothing was kept",
+        size(*.asked), size(*.free), size(*.quota)
+    )]
+    QuotaExceeded {
+        /// Whose quota.
+        class: Class,
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes left, promises deducted.
+        free: u64,
+        /// The quota in bytes.
+        quota: u64,
+    },
+    /// The disk would fall under its reserve.
+    #[error(
+        "not enough space on the disk of {}: {} asked, {} free, {} of it kept in reserve; nothing was kept; \
+         free some space or run gc",
+        path.display(), size(*.asked), size(*.free), size(*.reserve)
+    )]
+    DiskFull {
+        /// The block database.
+        path: PathBuf,
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes free on that disk.
+        free: u64,
+        /// Bytes that must stay free.
+        reserve: u64,
+    },
+    /// The block database failed; reads go on, writes wait for it to be reopened.
+    #[error("the block database in {} cannot be written: {detail}; stored blocks can still be read", path.display())]
+    Unwritable {
+        /// The block database.
+        path: PathBuf,
+        /// What it said.
+        detail: String,
+    },
+    /// The block database failed and was reopened while this ingest was under way.
+    #[error("the block database was reopened after a failure; this write was not kept: start it again")]
+    Reopened,
+    /// The ingest already failed; its first error says why.
+    #[error("this write failed before and cannot go on; nothing of it was kept")]
+    IngestFailed,
+    /// A collection cannot tell what a damaged DAG still needs.
+    #[error(
+        "nothing was collected: pin {pin} is damaged at {cid}, so what it needs below that is unknown; \
+         fetch that block again, or remove the pin"
+    )]
+    PinDamaged {
+        /// The pin's id.
+        pin: String,
+        /// The interior block that cannot be read.
+        cid: Cid,
+    },
+    /// No pin has that id.
+    #[error("there is no pin {0}")]
+    NoSuchPin(String),
+    /// Free space could not be asked for.
+    #[error("cannot read the free space of {}: {source}", path.display())]
+    FreeSpace {
+        /// The block database.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The state database, or the block database at opening.
+    #[error(transparent)]
+    Db(DbError),
+}
+
+impl From<DbError> for StoreError {
+    /// A refusal by one of the store's own checks comes back as the error it was.
+    fn from(error: DbError) -> Self {
+        match error {
+            DbError::Refused(cause) => match cause.downcast::<StoreError>() {
+                Ok(cause) => *cause,
+                Err(cause) => StoreError::Db(DbError::Refused(cause)),
+            },
+            error => StoreError::Db(error),
+        }
+    }
+}
+
+/// A byte count as people read it: `512 B`, `3.1 GiB`.
+pub fn size(bytes: u64) -> impl fmt::Display {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    fmt::from_fn(move |f| {
+        if bytes < 1024 {
+            return write!(f, "{bytes} B");
+        }
+        let exponent = (63 - bytes.leading_zeros()) / 10;
+        let tenths = u128::from(bytes) * 10 / (1u128 << (10 * exponent));
+        write!(f, "{}.{} {}", tenths / 10, tenths % 10, UNITS[exponent as usize - 1])
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        let text = |bytes| size(bytes).to_string();
+        assert_eq!(text(0), "0 B");
+        assert_eq!(text(1023), "1023 B");
+        assert_eq!(text(1024), "1.0 KiB");
+        assert_eq!(text(12 << 30), "12.0 GiB");
+        assert_eq!(text((3 << 30) + (1 << 27)), "3.1 GiB");
+        assert_eq!(text(u64::MAX), "15.9 EiB");
+    }
+
+    #[test]
+    fn quota_errors_say_what_was_asked_and_what_is_left() {
+        let error = StoreError::QuotaExceeded {
+            class: Class::Hosted,
+            asked: 12 << 30,
+            free: (3 << 30) + (1 << 27),
+            quota: 50 << 30,
+        };
+        assert_eq!(
+            error.to_string(),
+            "not enough space: 12.0 GiB asked, 3.1 GiB free of the 50.0 GiB quota for hosted data; nothing was kept"
+        );
+    }
 }

@@ -37,8 +37,13 @@ pub mod unixfs;
 
 mod block;
 mod error;
+mod store;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use block::{BlockSink, BlockSource, Class, MAX_BLOCK};
-pub use error::StoreError;
+pub use error::{StoreError, size};
+pub use store::{
+    ClassStat, GcReport, Ingest, Ingested, Pin, PinId, PinKind, Quota, RepoStat, ScrubPage, Store,
+    StoreOptions, StoredBlock,
+};

@@ -1,0 +1,104 @@
+//! Changes that become durable together.
+
+use std::sync::Arc;
+
+use rocksdb::{WriteBatch, WriteOptions};
+use serde::Serialize;
+
+use super::{DbError, Inner, Table, TableKey};
+
+/// A check that runs when the batch is committed; its error keeps the batch from being written.
+type Check = Box<dyn FnOnce() -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send>;
+
+/// Something to do once it is known whether the batch was written.
+type Settle = Box<dyn FnOnce(Outcome) + Send>;
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It is written and synced.
+    Committed,
+    /// It was dropped, refused, or its write failed.
+    Abandoned,
+}
+
+/// Changes to any tables of one [`StateDb`](super::StateDb), written in one synced step or not at all.
+///
+/// Dropping a batch forgets it.
+pub struct Batch {
+    inner: Arc<Inner>,
+    writes: WriteBatch,
+    checks: Vec<Check>,
+    settle: Vec<Settle>,
+}
+
+impl Batch {
+    pub(super) fn new(inner: Arc<Inner>) -> Batch {
+        Batch { inner, writes: WriteBatch::default(), checks: Vec::new(), settle: Vec::new() }
+    }
+
+    /// Sets the value under `key`.
+    pub fn put<K: TableKey, V: Serialize>(
+        &mut self,
+        table: &Table<K, V>,
+        key: &K,
+        value: &V,
+    ) -> Result<(), DbError> {
+        let bytes = serde_ipld_dagcbor::to_vec(value)
+            .map_err(|e| DbError::Unencodable { table: table.name, detail: e.to_string() })?;
+        let family = self.inner.table(table.name)?;
+        self.writes.put_cf(family, key.encode(), bytes);
+        Ok(())
+    }
+
+    /// Removes the value under `key`, if there is one.
+    pub fn delete<K: TableKey, V>(&mut self, table: &Table<K, V>, key: &K) -> Result<(), DbError> {
+        let family = self.inner.table(table.name)?;
+        self.writes.delete_cf(family, key.encode());
+        Ok(())
+    }
+
+    /// Whether nothing was put or deleted.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    /// Runs `check` right before the batch is written; an error refuses the whole batch.
+    pub(crate) fn check_before(&mut self, check: Check) {
+        self.checks.push(check);
+    }
+
+    /// Runs `settle` when the batch is written or given up, whichever comes.
+    pub(crate) fn when_settled(&mut self, settle: Settle) {
+        self.settle.push(settle);
+    }
+
+    fn settle(&mut self, outcome: Outcome) {
+        for settle in self.settle.drain(..) {
+            settle(outcome);
+        }
+    }
+
+    pub(super) fn commit_to(mut self, inner: &Arc<Inner>) -> Result<(), DbError> {
+        if !Arc::ptr_eq(&self.inner, inner) {
+            return Err(DbError::ForeignBatch);
+        }
+        for check in std::mem::take(&mut self.checks) {
+            check().map_err(DbError::Refused)?;
+        }
+        if !self.writes.is_empty() {
+            let mut synced = WriteOptions::default();
+            synced.set_sync(true);
+            let writes = std::mem::take(&mut self.writes);
+            inner.db.write_opt(writes, &synced).map_err(|e| inner.failed(e))?;
+        }
+        self.settle(Outcome::Committed);
+        Ok(())
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.settle(Outcome::Abandoned);
+    }
+}

@@ -1,0 +1,24 @@
+//! Walking DAGs inside the store: which blocks hold others, and which.
+
+use cid::Cid;
+
+use crate::{StoreError, dagpb, hash};
+
+/// How a block was walked, as a bit: the same bytes may be linked as a node in one place and as raw data in another.
+pub(super) fn walk_bit(codec: u64) -> u8 {
+    match codec {
+        hash::DAG_PB => 1,
+        hash::DAG_CBOR => 2,
+        _ => 4,
+    }
+}
+
+/// Whether blocks of that codec can link to others.
+pub(super) fn has_links(cid: &Cid) -> bool {
+    matches!(cid.codec(), hash::DAG_PB | hash::DAG_CBOR)
+}
+
+/// The children of a block, in order.
+pub(super) fn children(cid: &Cid, data: &[u8]) -> Result<Vec<Cid>, StoreError> {
+    dagpb::links(cid, data).map_err(|e| StoreError::Undecodable { cid: *cid, detail: e.to_string() })
+}

@@ -1,0 +1,211 @@
+//! A series of puts that is acknowledged as a whole.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cid::Cid;
+
+use super::lease::Lease;
+use super::rocks::{BlockDb, Log};
+use super::write::Incoming;
+use super::{Shared, key};
+use crate::db::Batch;
+use crate::hash::{self, HashError};
+use crate::{BlockSink, Class, MAX_BLOCK, StoreError};
+
+/// Bytes buffered before they are written. Ingests that never exceed it go through the log in one synced batch: a
+/// flush for each of them would leave a table and a blob file per acknowledgement. Larger ones skip the log.
+const BUFFER: usize = 4 << 20;
+/// What a buffered block costs beside its bytes, so that tiny ones cannot pile up without bound.
+const BLOCK_OVERHEAD: usize = 128;
+
+/// Blocks on their way into a store.
+///
+/// Put blocks, then [`finish`](Self::finish) with the state that refers to them: when that returns, all of it is
+/// durable. Dropping it instead acknowledges nothing; what was written goes with the next collection.
+pub struct Ingest {
+    shared: Arc<Shared>,
+    class: Class,
+    reservation: Option<String>,
+    /// Bytes drawn from the reservation and not yet acknowledged.
+    drawn: u64,
+    incarnation: u64,
+    buffer: Vec<Incoming>,
+    buffered: usize,
+    /// Whether blocks were written, or relied upon, that only a flush makes durable.
+    needs_flush: bool,
+    failed: bool,
+    totals: Ingested,
+    _lease: Lease,
+}
+
+/// What an ingest brought in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ingested {
+    /// Blocks put or kept, repeats included.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blocks that were not in the store before.
+    pub new_blocks: u64,
+    /// Their bytes.
+    pub new_bytes: u64,
+}
+
+impl Ingest {
+    pub(super) fn begin(
+        shared: Arc<Shared>,
+        class: Class,
+        reservation: Option<String>,
+    ) -> Result<Ingest, StoreError> {
+        shared.recover()?;
+        let (_, incarnation) = shared.db()?;
+        let lease = shared.leases.take();
+        Ok(Ingest {
+            shared,
+            class,
+            reservation,
+            drawn: 0,
+            incarnation,
+            buffer: Vec::new(),
+            buffered: 0,
+            needs_flush: false,
+            failed: false,
+            totals: Ingested::default(),
+            _lease: lease,
+        })
+    }
+
+    /// Takes a block that came from somebody else: the hash is checked first, and nothing is kept on a mismatch.
+    pub fn put_verified(&mut self, cid: &Cid, data: Bytes) -> Result<(), StoreError> {
+        check_size(cid, &data)?;
+        hash::verify(cid, &data)?;
+        self.put(cid, data)
+    }
+
+    /// Relies on a block that the store may have already: `true` if it does, and then it stays like one that was put.
+    pub fn keep(&mut self, cid: &Cid) -> Result<bool, StoreError> {
+        if hash::inline(cid).is_some() {
+            return Ok(true);
+        }
+        let key = key(cid);
+        if let Some(block) = self.buffer.iter().find(|block| block.key == key) {
+            self.totals.bytes += block.data.len() as u64;
+            self.totals.blocks += 1;
+            return Ok(true);
+        }
+        let db = self.open()?;
+        if !self.shared.touch(&db, &key)? {
+            return Ok(false);
+        }
+        self.needs_flush |= self.shared.has_unflushed();
+        let size = db.meta(&key)?.map_or(0, |meta| u64::from(meta.size));
+        self.totals.blocks += 1;
+        self.totals.bytes += size;
+        Ok(true)
+    }
+
+    /// Makes the blocks put so far readable from the store. They are not durable yet.
+    pub fn expose(&mut self) -> Result<(), StoreError> {
+        self.write_out(Log::Skip)
+    }
+
+    /// Makes everything put so far durable, then commits `state`, and goes on. When it returns, both survive a crash.
+    pub fn checkpoint(&mut self, state: Batch) -> Result<Ingested, StoreError> {
+        let log = if self.needs_flush { Log::Skip } else { Log::Write };
+        self.write_out(log)?;
+        let db = self.open()?;
+        let barrier = if self.needs_flush { self.shared.flush(&db) } else { self.shared.sync(&db) };
+        barrier.inspect_err(|_| self.failed = true)?;
+        drop(db);
+        // A database that was reopened meanwhile may have lost what was in memory.
+        self.open()?;
+        self.shared.state.commit(state)?;
+        self.needs_flush = false;
+        self.drawn = 0;
+        Ok(self.totals)
+    }
+
+    /// Makes everything durable, commits `state` (the root, its pin, the agreement), and ends. Only after this may
+    /// anyone be told that the blocks are here. On an error nothing is acknowledged and `state` is not written.
+    pub fn finish(mut self, state: Batch) -> Result<Ingested, StoreError> {
+        self.checkpoint(state)
+    }
+
+    /// What was put so far.
+    pub fn totals(&self) -> Ingested {
+        self.totals
+    }
+
+    /// The database, if it is still the one this ingest began with.
+    fn open(&mut self) -> Result<Arc<BlockDb>, StoreError> {
+        if self.failed {
+            return Err(StoreError::IngestFailed);
+        }
+        let (db, incarnation) = self.shared.db()?;
+        if incarnation != self.incarnation {
+            self.failed = true;
+            return Err(StoreError::Reopened);
+        }
+        Ok(db)
+    }
+
+    fn write_out(&mut self, log: Log) -> Result<(), StoreError> {
+        let db = self.open()?;
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let reservation = self.reservation.as_deref();
+        match self.shared.put(&db, self.class, &self.buffer, reservation, log) {
+            Ok(written) => {
+                self.totals.new_blocks += written.new_blocks;
+                self.totals.new_bytes += written.new_bytes;
+                self.drawn += written.drawn;
+                self.needs_flush |= !written.logged;
+                self.buffer.clear();
+                self.buffered = 0;
+                Ok(())
+            }
+            Err(error) => {
+                self.failed = true;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl BlockSink for Ingest {
+    /// Blocks with an identity hash carry themselves and are not stored.
+    fn put(&mut self, cid: &Cid, data: Bytes) -> Result<(), StoreError> {
+        if self.failed {
+            return Err(StoreError::IngestFailed);
+        }
+        check_size(cid, &data)?;
+        if !hash::supported(cid) {
+            return Err(HashError::Unsupported { cid: *cid, code: cid.hash().code() }.into());
+        }
+        self.totals.blocks += 1;
+        self.totals.bytes += data.len() as u64;
+        if hash::inline(cid).is_some() {
+            return Ok(());
+        }
+        self.buffered += data.len() + BLOCK_OVERHEAD;
+        self.buffer.push(Incoming { key: key(cid), data });
+        if self.buffered >= BUFFER { self.write_out(Log::Skip) } else { Ok(()) }
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        if let (Some(id), true) = (&self.reservation, self.drawn > 0) {
+            self.shared.space.undraw(id, self.drawn);
+        }
+    }
+}
+
+fn check_size(cid: &Cid, data: &Bytes) -> Result<(), StoreError> {
+    if data.len() > MAX_BLOCK {
+        return Err(StoreError::TooLarge { cid: *cid, size: data.len() });
+    }
+    Ok(())
+}

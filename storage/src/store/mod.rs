@@ -1,0 +1,283 @@
+//! The block store: content-addressed blocks, who keeps them, and how they go.
+//!
+//! Two databases below the repo's directory: `state/` ([`crate::db`]) with a synced log for small records, and
+//! `blocks/` ([`rocks`]) for the blocks and their bookkeeping. One file here per concern:
+//!
+//! | file | concern |
+//! |---|---|
+//! | `rocks` | the block database: options, records |
+//! | `pinned` | bytes handed out without a copy |
+//! | `write` | putting a batch of blocks: dedupe, stamps, books, faults |
+//! | `ingest` | a series of puts that is acknowledged as a whole |
+//! | `barrier` | group commit |
+//! | `lease` | generations, and what a collection must leave alone |
+//! | `pins` | what is kept, and by whom |
+//! | `quota` | who may use how much |
+//! | `gc` | collection: mark, sweep, reclaim |
+//! | `scrub` | damage: finding it, putting it aside, listing blocks |
+//! | `pool` | threads for blocking calls |
+//!
+//! Lock order: collection lock, key stripes (ascending), books, generations. Nothing waits for a disk sync while it
+//! holds a stripe.
+//!
+//! What a crash can lose: blocks of ingests that did not finish (nobody was told they are there) and stamps, which only
+//! matter while their lease lives. What it cannot: anything for which [`Ingest::finish`] or a commit returned.
+
+mod barrier;
+mod gc;
+mod graph;
+mod ingest;
+mod lease;
+mod pinned;
+mod pins;
+mod pool;
+mod quota;
+mod rocks;
+mod scrub;
+mod stat;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+use cid::Cid;
+use parking_lot::{Mutex, RwLock};
+
+use crate::db::{Batch, Outcome, StateDb, Table};
+use crate::{BlockSource, Class, StoreError, alias, hash};
+use barrier::Barrier;
+use lease::Leases;
+use pool::Pool;
+use quota::{Promise, Space};
+use rocks::{BlockDb, Counter};
+use write::Stripes;
+
+pub use gc::GcReport;
+pub use ingest::{Ingest, Ingested};
+pub(crate) use pins::is_pinned_root;
+pub use pins::{Pin, PinId, PinKind};
+pub use quota::Quota;
+pub use scrub::{ScrubPage, StoredBlock};
+pub use stat::{ClassStat, RepoStat};
+
+/// The generation counter of the store, durable before its value is used.
+const GENERATION: Table<(), u64> = Table::new("storage.generation");
+/// Promised space, by id.
+const PROMISES: Table<String, Promise> = Table::new("storage.promises");
+
+/// The first generation of a new store; 0 stands for "never".
+const FIRST_GENERATION: u64 = 1;
+
+/// How to open a [`Store`].
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// The repo's directory; `state/` and `blocks/` are made below it.
+    pub path: PathBuf,
+    /// Names of the tables that other crates keep in the state database.
+    pub tables: Vec<&'static str>,
+    /// Most bytes per class.
+    pub quota: Quota,
+    /// Bytes of the disk that must stay free; writes are refused before that.
+    pub reserve_bytes: u64,
+}
+
+/// The block store. Clones share it; the last one to go closes the databases.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+/// What all clones share.
+struct Shared {
+    state: StateDb,
+    slot: RwLock<Slot>,
+    blocks_path: PathBuf,
+    stripes: Stripes,
+    leases: Arc<Leases>,
+    space: Space,
+    reserve_bytes: u64,
+    /// Writes that skipped the log, and how many of them a flush has covered.
+    skipped: AtomicU64,
+    flushed: AtomicU64,
+    flush_barrier: Barrier,
+    sync_barrier: Barrier,
+    /// What the block database last failed with, until it is writable again.
+    fault: Mutex<Option<String>>,
+    collecting: Mutex<()>,
+    pool: Pool,
+}
+
+/// The block database, which can be reopened in place.
+struct Slot {
+    /// `None` only after a reopening failed.
+    db: Option<Arc<BlockDb>>,
+    /// Raised with every reopening: what was not durable before is gone.
+    incarnation: u64,
+}
+
+impl Store {
+    /// Opens or creates the store below `options.path`.
+    ///
+    /// # Errors
+    /// [`DbError::InUse`](crate::db::DbError::InUse) when another process has the repo,
+    /// [`DbError::Newer`](crate::db::DbError::Newer) when a newer build wrote it.
+    pub fn open(options: StoreOptions) -> Result<Store, StoreError> {
+        let mut tables = options.tables;
+        tables.extend([GENERATION.name(), PROMISES.name()]);
+        tables.extend(pins::TABLES);
+        tables.extend(alias::TABLES);
+        let state = StateDb::open(&options.path.join("state"), &tables)?;
+        let blocks_path = options.path.join("blocks");
+        let blocks = BlockDb::open(&blocks_path)?;
+        let generation = state.get(&GENERATION, &())?.unwrap_or(FIRST_GENERATION);
+        let promises = state.scan(&PROMISES, &[]).collect::<Result<Vec<_>, _>>()?;
+        let space = Space::new(options.quota, used(&blocks)?, promises);
+        let pool = Pool::start()
+            .map_err(|e| StoreError::Unwritable { path: blocks_path.clone(), detail: e.to_string() })?;
+        let shared = Shared {
+            state,
+            slot: RwLock::new(Slot { db: Some(Arc::new(blocks)), incarnation: 0 }),
+            blocks_path,
+            stripes: Stripes::default(),
+            leases: Leases::new(generation),
+            space,
+            reserve_bytes: options.reserve_bytes,
+            skipped: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
+            flush_barrier: Barrier::default(),
+            sync_barrier: Barrier::default(),
+            fault: Mutex::new(None),
+            collecting: Mutex::new(()),
+            pool,
+        };
+        Ok(Store { shared: Arc::new(shared) })
+    }
+
+    /// The state database, where every crate keeps its tables.
+    pub fn state(&self) -> &StateDb {
+        &self.shared.state
+    }
+
+    /// Runs `call`, which may block, on the store's own bounded pool. It runs to its end even if the returned future
+    /// is dropped; a panic in it continues here.
+    pub async fn run<T: Send + 'static>(&self, call: impl FnOnce(&Store) -> T + Send + 'static) -> T {
+        let store = self.clone();
+        let call = move || {
+            let value = call(&store);
+            drop(store);
+            value
+        };
+        self.shared.pool.run(call).await
+    }
+
+    /// Begins to bring in blocks for `class`. From now on nothing it puts or keeps is collected, until it is finished
+    /// or dropped.
+    ///
+    /// # Errors
+    /// [`StoreError::Unwritable`] while the block database has failed and cannot be reopened yet.
+    pub fn ingest(&self, class: Class) -> Result<Ingest, StoreError> {
+        Ingest::begin(self.shared.clone(), class, None)
+    }
+
+    /// Like [`ingest`](Self::ingest), filling the promise `reservation` (see [`reserve`](Self::reserve)): its bytes are
+    /// taken from there first.
+    pub fn ingest_reserved(&self, class: Class, reservation: &str) -> Result<Ingest, StoreError> {
+        Ingest::begin(self.shared.clone(), class, Some(reservation.to_owned()))
+    }
+
+    /// Refuses if `bytes` more of `class` would not fit, by quota or by the disk; to be asked before a long ingest of
+    /// known size.
+    pub fn check_space(&self, class: Class, bytes: u64) -> Result<(), StoreError> {
+        self.shared.space.check(class, bytes)?;
+        let (db, _) = self.shared.db()?;
+        self.shared.check_disk(&db, bytes)
+    }
+
+    /// Promises `bytes` of `class` under `id`, with the batch. The space counts as used at once, so that two promises
+    /// made side by side cannot both take the last of it; it is released again if the batch is not committed.
+    pub fn reserve(&self, batch: &mut Batch, id: &str, class: Class, bytes: u64) -> Result<(), StoreError> {
+        let promise = Promise { class, bytes };
+        batch.put(&PROMISES, &id.to_owned(), &promise)?;
+        let old = self.shared.space.promise(id, promise)?;
+        let (shared, id) = (self.shared.clone(), id.to_owned());
+        batch.when_settled(Box::new(move |outcome| {
+            if outcome == Outcome::Abandoned {
+                shared.space.restore(&id, old);
+            }
+        }));
+        Ok(())
+    }
+
+    /// Takes the promise `id` back, with the batch.
+    pub fn unreserve(&self, batch: &mut Batch, id: &str) -> Result<(), StoreError> {
+        batch.delete(&PROMISES, &id.to_owned())?;
+        let (shared, id) = (self.shared.clone(), id.to_owned());
+        batch.when_settled(Box::new(move |outcome| {
+            if outcome == Outcome::Committed {
+                shared.space.restore(&id, None);
+            }
+        }));
+        Ok(())
+    }
+
+    /// Sets the quotas from now on. What is over a lowered one stays; only new bytes are refused.
+    pub fn set_quota(&self, quota: Quota) {
+        self.shared.space.set_quota(quota);
+    }
+
+    /// Makes everything written so far durable and shortens the next start.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        let (db, _) = self.shared.db()?;
+        self.shared.flush(&db)?;
+        Ok(self.shared.state.flush()?)
+    }
+
+    /// Flushes and lets go of this handle. The databases are closed once every clone, ingest, batch and handed-out
+    /// block is gone.
+    pub fn close(self) -> Result<(), StoreError> {
+        self.flush()
+    }
+}
+
+/// The bytes in use per class, as the block database has them.
+fn used(db: &BlockDb) -> Result<[u64; 3], StoreError> {
+    let mut used = [0; 3];
+    for class in Class::ALL {
+        used[class.index()] = db.counter(Counter::Bytes(class))?;
+    }
+    Ok(used)
+}
+
+impl BlockSource for Store {
+    /// Verified against the checksum it was written with. A damaged block is put aside and reported once as
+    /// [`StoreError::Corrupt`]; after that it is absent.
+    fn get(&self, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
+        if let Some(data) = hash::inline(cid) {
+            return Ok(Some(Bytes::copy_from_slice(data)));
+        }
+        let (db, _) = self.shared.db()?;
+        self.shared.read(&db, cid)
+    }
+
+    fn has(&self, cid: &Cid) -> Result<bool, StoreError> {
+        Ok(self.block_size(cid)?.is_some())
+    }
+
+    fn block_size(&self, cid: &Cid) -> Result<Option<u64>, StoreError> {
+        if let Some(data) = hash::inline(cid) {
+            return Ok(Some(data.len() as u64));
+        }
+        let (db, _) = self.shared.db()?;
+        let meta = db.meta(&key(cid))?.filter(|meta| !meta.quarantined);
+        Ok(meta.map(|meta| u64::from(meta.size)))
+    }
+}
+
+/// What a block is stored under: its multihash, so that all CIDs of the same bytes name one block.
+fn key(cid: &Cid) -> Vec<u8> {
+    cid.hash().to_bytes()
+}

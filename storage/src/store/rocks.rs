@@ -1,0 +1,389 @@
+//! The block database: column families, options with their reasons, record codecs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rocksdb::{
+    BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor,
+    CompactOptions, DB, DBCompressionType, DBRawIterator, DBRecoveryMode, FlushOptions, MergeOperands,
+    Options, WriteBatch, WriteOptions,
+};
+
+use super::pinned;
+use crate::Class;
+use crate::db::{DbError, quiet_log};
+
+/// Multihash -> the block's bytes.
+const BLOCKS: &str = "blocks";
+/// Multihash -> [`Meta`]: answers `has` and `size` without touching the bytes.
+const META: &str = "meta";
+/// Multihash -> the generation in which the block was last put or hit.
+const STAMPS: &str = "stamps";
+/// Multihash -> the collection that last found it alive, and how it was walked ([`Mark`]).
+const MARKS: &str = "marks";
+/// Running totals ([`Counter`]) live in the default family.
+const TOTALS: &str = rocksdb::DEFAULT_COLUMN_FAMILY_NAME;
+/// Every family: they are flushed together, so that none runs ahead of another in a crash.
+const FAMILIES: [&str; 5] = [TOTALS, BLOCKS, META, STAMPS, MARKS];
+
+/// One write buffer, in bytes. 64 MiB ones reached 220 MB resident and are hardly faster.
+const BUFFER: usize = 16 << 20;
+/// Write buffers of a family in memory, the one being filled included.
+const BUFFERS: i32 = 2;
+/// Values below this stay in the tree: a blob file entry costs more than it saves for tiny ones.
+const MIN_BLOB: u64 = 1 << 10;
+/// Largest blob file, in bytes. One live blob pins its whole file, so it must not be large.
+const BLOB_FILE: u64 = 64 << 20;
+/// Cache for index, filter and metadata blocks, in bytes. Block bytes are not cached here: the system does.
+const CACHE: usize = 16 << 20;
+/// Open table and blob files. Far below the usual descriptor limit of 1,024, which sockets need.
+const OPEN_FILES: i32 = 256;
+/// Bytes of log kept before a flush: bounds disk and replay of many small ingests.
+const LOG_LIMIT: u64 = 64 << 20;
+/// Share of dead bytes in blob files from which rewriting the live ones is worth it.
+const DEAD_SHARE: f64 = 0.2;
+
+/// What is known of a block beside its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Meta {
+    pub size: u32,
+    pub class: Class,
+    /// Damaged and put aside: counts as absent, but still as space.
+    pub quarantined: bool,
+}
+
+impl Meta {
+    fn encode(self) -> [u8; 6] {
+        let [a, b, c, d] = self.size.to_be_bytes();
+        [a, b, c, d, self.class.index() as u8, u8::from(self.quarantined)]
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Meta> {
+        let [a, b, c, d, class, flags @ (0 | 1)] = *bytes else { return None };
+        Some(Meta {
+            size: u32::from_be_bytes([a, b, c, d]),
+            class: Class::from_index(class)?,
+            quarantined: flags == 1,
+        })
+    }
+}
+
+/// A running total. Changed by merged deltas, so that a batch lost in a crash takes its share of the total along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Counter {
+    /// Bytes of stored blocks of a class.
+    Bytes(Class),
+    /// Number of stored blocks of a class.
+    Blocks(Class),
+    /// Number of quarantined blocks.
+    Quarantined,
+}
+
+impl Counter {
+    fn key(self) -> [u8; 2] {
+        match self {
+            Counter::Bytes(class) => [b'b', class.index() as u8],
+            Counter::Blocks(class) => [b'n', class.index() as u8],
+            Counter::Quarantined => [b'q', 0],
+        }
+    }
+}
+
+/// Adds up little-endian signed deltas; a malformed operand fails the read instead of miscounting.
+fn sum(_key: &[u8], base: Option<&[u8]>, deltas: &MergeOperands) -> Option<Vec<u8>> {
+    let mut total = 0i64;
+    for operand in base.into_iter().chain(deltas) {
+        total = total.checked_add(i64::from_le_bytes(operand.try_into().ok()?))?;
+    }
+    Some(total.to_le_bytes().to_vec())
+}
+
+/// Which way a collection walked a block. A block may be linked as raw bytes here and as a node there; only as a
+/// node does it keep others alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// The collection's generation.
+    pub generation: u64,
+    /// Bits of the codecs it was walked under.
+    pub walked: u8,
+}
+
+impl Mark {
+    fn encode(self) -> [u8; 9] {
+        let mut out = [0; 9];
+        out[..8].copy_from_slice(&self.generation.to_be_bytes());
+        out[8] = self.walked;
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Mark> {
+        let (generation, walked) = bytes.split_first_chunk::<8>()?;
+        Some(Mark { generation: u64::from_be_bytes(*generation), walked: *walked.first()? })
+    }
+}
+
+/// Whether a batch goes through the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Log {
+    /// Recorded in the log; durable after [`BlockDb::sync`].
+    Write,
+    /// Only in memory; durable after [`BlockDb::flush`].
+    Skip,
+}
+
+/// The open block database.
+pub(super) struct BlockDb {
+    db: DB,
+    path: PathBuf,
+}
+
+/// Changes to the block database.
+pub(super) struct Changes<'a> {
+    db: &'a BlockDb,
+    batch: WriteBatch,
+}
+
+impl BlockDb {
+    pub fn open(path: &Path) -> Result<BlockDb, DbError> {
+        std::fs::create_dir_all(path)
+            .map_err(|source| DbError::Directory { path: path.to_owned(), source })?;
+        let cache = Cache::new_lru_cache(CACHE);
+        let families =
+            FAMILIES.iter().map(|name| ColumnFamilyDescriptor::new(*name, family_options(name, &cache)));
+        let db = DB::open_cf_descriptors(&database_options(), path, families)
+            .map_err(|e| DbError::from_rocks(path, e))?;
+        Ok(BlockDb { db, path: path.to_owned() })
+    }
+
+    fn family(&self, name: &str) -> &ColumnFamily {
+        self.db.cf_handle(name).expect("every family of FAMILIES was opened")
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn failed(&self, error: rocksdb::Error) -> DbError {
+        DbError::from_rocks(&self.path, error)
+    }
+
+    /// The block's bytes, verified against their checksum, without a copy.
+    pub fn block(self: &Arc<Self>, key: &[u8]) -> Result<Option<Bytes>, rocksdb::Error> {
+        let found = self.db.get_pinned_cf(self.family(BLOCKS), key)?;
+        Ok(found.map(|slice| pinned::bytes(slice, self.clone())))
+    }
+
+    pub fn meta(&self, key: &[u8]) -> Result<Option<Meta>, DbError> {
+        self.record(META, key, Meta::decode)
+    }
+
+    /// The generation of the block's last put or hit; 0 if it was never stamped.
+    pub fn stamp(&self, key: &[u8]) -> Result<u64, DbError> {
+        Ok(self.record(STAMPS, key, decode_stamp)?.unwrap_or(0))
+    }
+
+    pub fn mark(&self, key: &[u8]) -> Result<Option<Mark>, DbError> {
+        self.record(MARKS, key, Mark::decode)
+    }
+
+    pub fn counter(&self, counter: Counter) -> Result<u64, DbError> {
+        let total =
+            self.record(TOTALS, &counter.key(), |bytes| bytes.try_into().ok().map(i64::from_le_bytes))?;
+        u64::try_from(total.unwrap_or(0)).map_err(|_| DbError::Damaged {
+            path: self.path.clone(),
+            detail: format!("the total {counter:?} is negative"),
+        })
+    }
+
+    fn record<T>(
+        &self,
+        family: &'static str,
+        key: &[u8],
+        decode: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, DbError> {
+        let found = self.db.get_pinned_cf(self.family(family), key).map_err(|e| self.failed(e))?;
+        found.map(|bytes| decode(&bytes).ok_or_else(|| self.undecodable(family))).transpose()
+    }
+
+    fn undecodable(&self, table: &'static str) -> DbError {
+        DbError::Undecodable { table, detail: "unexpected length or value".into() }
+    }
+
+    pub fn changes(&self) -> Changes<'_> {
+        Changes { db: self, batch: WriteBatch::default() }
+    }
+
+    /// Makes everything written with [`Log::Write`] so far durable.
+    pub fn sync(&self) -> Result<(), rocksdb::Error> {
+        self.db.flush_wal(true)
+    }
+
+    /// Makes everything written so far durable, as one step over all families.
+    pub fn flush(&self) -> Result<(), rocksdb::Error> {
+        let families: Vec<&ColumnFamily> = FAMILIES.iter().map(|name| self.family(name)).collect();
+        self.db.flush_cfs_opt(&families, &FlushOptions::default())
+    }
+
+    /// Metadata of every block from key `start` on, in key order, as of now.
+    pub fn metas(&self, start: &[u8]) -> Metas<'_> {
+        let mut rows = self.db.raw_iterator_cf(self.family(META));
+        rows.seek(start);
+        Metas { db: self, rows, begun: false }
+    }
+
+    /// Bytes in memory that a flush will bring to the disk.
+    pub fn unflushed(&self) -> Result<u64, DbError> {
+        let property = "rocksdb.cur-size-all-mem-tables";
+        let size =
+            self.db.property_int_value_cf(self.family(BLOCKS), property).map_err(|e| self.failed(e))?;
+        Ok(size.unwrap_or(0))
+    }
+
+    /// Bytes of blob files, dead ones included.
+    fn blob_bytes(&self, property: &str) -> Result<u64, DbError> {
+        let size =
+            self.db.property_int_value_cf(self.family(BLOCKS), property).map_err(|e| self.failed(e))?;
+        Ok(size.unwrap_or(0))
+    }
+
+    /// Gives the space of deleted blocks back: settles the tree, which frees wholly dead blob files, and rewrites the
+    /// live part of the others when enough of them is dead. Reads and writes go on meanwhile.
+    pub fn reclaim(&self) -> Result<(), DbError> {
+        self.flush().map_err(|e| self.failed(e))?;
+        let mut force = CompactOptions::default();
+        force.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        let all = None::<&[u8]>;
+        for family in [META, STAMPS, MARKS, BLOCKS] {
+            self.db.compact_range_cf_opt(self.family(family), all, all, &force);
+        }
+        let total = self.blob_bytes("rocksdb.live-blob-file-size")?;
+        let dead = self.blob_bytes("rocksdb.live-blob-file-garbage-size")?;
+        if total == 0 || (dead as f64) < (total as f64) * DEAD_SHARE {
+            return Ok(());
+        }
+        let blocks = self.family(BLOCKS);
+        let switch = |on: &str| {
+            self.db
+                .set_options_cf(blocks, &[("enable_blob_garbage_collection", on)])
+                .map_err(|e| self.failed(e))
+        };
+        switch("true")?;
+        self.db.compact_range_cf_opt(blocks, all, all, &force);
+        switch("false")
+    }
+}
+
+fn decode_stamp(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_be_bytes)
+}
+
+impl Changes<'_> {
+    pub fn put_block(&mut self, key: &[u8], data: &[u8]) {
+        self.batch.put_cf(self.db.family(BLOCKS), key, data);
+    }
+
+    pub fn delete_block(&mut self, key: &[u8]) {
+        self.batch.delete_cf(self.db.family(BLOCKS), key);
+    }
+
+    pub fn put_meta(&mut self, key: &[u8], meta: Meta) {
+        self.batch.put_cf(self.db.family(META), key, meta.encode());
+    }
+
+    pub fn stamp(&mut self, key: &[u8], generation: u64) {
+        self.batch.put_cf(self.db.family(STAMPS), key, generation.to_be_bytes());
+    }
+
+    pub fn mark(&mut self, key: &[u8], mark: Mark) {
+        self.batch.put_cf(self.db.family(MARKS), key, mark.encode());
+    }
+
+    /// Removes the block and all that is known of it.
+    pub fn forget(&mut self, key: &[u8]) {
+        for family in [BLOCKS, META, STAMPS, MARKS] {
+            self.batch.delete_cf(self.db.family(family), key);
+        }
+    }
+
+    pub fn add(&mut self, counter: Counter, delta: i64) {
+        if delta != 0 {
+            self.batch.merge_cf(self.db.family(TOTALS), counter.key(), delta.to_le_bytes());
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    pub fn write(self, log: Log) -> Result<(), rocksdb::Error> {
+        let mut options = WriteOptions::default();
+        options.disable_wal(log == Log::Skip);
+        self.db.db.write_opt(self.batch, &options)
+    }
+}
+
+/// Iterator of [`BlockDb::metas`].
+pub(super) struct Metas<'a> {
+    db: &'a BlockDb,
+    rows: DBRawIterator<'a>,
+    begun: bool,
+}
+
+impl Iterator for Metas<'_> {
+    type Item = Result<(Vec<u8>, Meta), DbError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.begun && self.rows.valid() {
+            self.rows.next();
+        }
+        self.begun = true;
+        let Some((key, value)) = self.rows.item() else {
+            return self.rows.status().err().map(|e| Err(self.db.failed(e)));
+        };
+        Some(Meta::decode(value).map(|meta| (key.to_vec(), meta)).ok_or_else(|| self.db.undecodable(META)))
+    }
+}
+
+fn database_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_atomic_flush(true);
+    options.set_max_total_wal_size(LOG_LIMIT);
+    options.set_max_open_files(OPEN_FILES);
+    options.set_max_background_jobs(2);
+    // Dirty pages go out as they are made instead of all at the barrier.
+    options.set_bytes_per_sync(1 << 20);
+    quiet_log(&mut options);
+    options
+}
+
+fn family_options(name: &str, cache: &Cache) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    // Whole-key filters answer a peer's want for a block that is not here without a disk read.
+    table.set_bloom_filter(10.0, false);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_compression_type(DBCompressionType::None);
+    options.set_write_buffer_size(BUFFER);
+    options.set_max_write_buffer_number(BUFFERS);
+    match name {
+        BLOCKS => {
+            options.set_enable_blob_files(true);
+            options.set_min_blob_size(MIN_BLOB);
+            options.set_blob_file_size(BLOB_FILE);
+            options.set_blob_compression_type(DBCompressionType::None);
+            // Collecting while ingesting rewrites live blobs (amplification up to 1.65); `reclaim` switches it on.
+            options.set_enable_blob_gc(false);
+            options.set_blob_gc_age_cutoff(1.0);
+        }
+        TOTALS => options.set_merge_operator_associative("sum", sum),
+        _ => {}
+    }
+    options
+}

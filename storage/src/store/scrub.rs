@@ -1,0 +1,161 @@
+//! Damage: finding it, putting it aside, and listing what is stored.
+//!
+//! RocksDB verifies a checksum on every read, so a block that rotted on disk fails to read. It is then quarantined: its
+//! bytes are dropped, `has` says no, and the next put of the right bytes heals it. Its space stays on the books until
+//! it is collected. The scrub re-hashes blocks in the background and so also finds what was wrong before its checksum
+//! was made.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cid::Cid;
+
+use super::rocks::{BlockDb, Counter, Log, Meta};
+use super::{Shared, Store, key};
+use crate::{BlockSource, StoreError, hash};
+
+/// A block and its size, as listings give it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredBlock {
+    /// Its address, under the raw codec: the store keeps hashes, not codecs.
+    pub cid: Cid,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// One page of a scrub.
+#[derive(Clone, Debug, Default)]
+pub struct ScrubPage {
+    /// Blocks that were read and hashed.
+    pub checked: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those found damaged; they are put aside.
+    pub damaged: Vec<Cid>,
+    /// Where the next page begins; `None` at the end.
+    pub next: Option<Cid>,
+}
+
+impl Store {
+    /// Up to `limit` stored blocks in the order of their hashes, from `start` on (itself included). Quarantined ones
+    /// are left out.
+    pub fn blocks(&self, start: Option<&Cid>, limit: usize) -> Result<Vec<StoredBlock>, StoreError> {
+        self.page(start, limit, |meta| !meta.quarantined)
+    }
+
+    /// Up to `limit` quarantined blocks: to be fetched again.
+    pub fn quarantined(&self, limit: usize) -> Result<Vec<StoredBlock>, StoreError> {
+        self.page(None, limit, |meta| meta.quarantined)
+    }
+
+    fn page(
+        &self,
+        start: Option<&Cid>,
+        limit: usize,
+        wanted: impl Fn(&Meta) -> bool,
+    ) -> Result<Vec<StoredBlock>, StoreError> {
+        let (db, _) = self.shared.db()?;
+        let start = start.map(key).unwrap_or_default();
+        let mut blocks = Vec::new();
+        for row in db.metas(&start) {
+            let (key, meta) = row?;
+            if blocks.len() == limit {
+                break;
+            }
+            if wanted(&meta) {
+                blocks.push(StoredBlock { cid: Shared::named(&key), size: u64::from(meta.size) });
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// Reads and hashes up to `limit` blocks from `start` on, and puts aside what does not match.
+    pub fn scrub(&self, start: Option<&Cid>, limit: usize) -> Result<ScrubPage, StoreError> {
+        let mut blocks = self.blocks(start, limit.saturating_add(1))?;
+        let mut page = ScrubPage::default();
+        if blocks.len() > limit {
+            page.next = blocks.pop().map(|block| block.cid);
+        }
+        for block in blocks {
+            page.checked += 1;
+            page.bytes += block.size;
+            let damaged = match self.get(&block.cid) {
+                Ok(Some(data)) if hash::verify(&block.cid, &data).is_err() => {
+                    self.shared.put_aside(&self.shared.db()?.0, &block.cid)?;
+                    true
+                }
+                // Collected meanwhile, or well.
+                Ok(_) => false,
+                Err(StoreError::Corrupt { .. }) => true,
+                Err(error) => return Err(error),
+            };
+            if damaged {
+                page.damaged.push(block.cid);
+            }
+        }
+        Ok(page)
+    }
+}
+
+impl Shared {
+    /// Reads a block; damage is put aside and reported.
+    pub fn read(&self, db: &Arc<BlockDb>, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
+        let key = key(cid);
+        match db.block(&key) {
+            Ok(Some(data)) => Ok(Some(data)),
+            Ok(None) if db.meta(&key)?.is_none_or(|meta| meta.quarantined) => Ok(None),
+            Ok(None) => self.look_again(db, cid),
+            Err(error) if is_damage(&error) => self.look_again(db, cid),
+            Err(error) => Err(db.failed(error).into()),
+        }
+    }
+
+    /// A second look, under the stripe: a put or a collection may have come between.
+    fn look_again(&self, db: &Arc<BlockDb>, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
+        let key = key(cid);
+        {
+            let _stripe = self.stripes.lock(std::iter::once(key.as_slice()));
+            match db.block(&key) {
+                Ok(Some(data)) => return Ok(Some(data)),
+                Ok(None) if db.meta(&key)?.is_none_or(|meta| meta.quarantined) => return Ok(None),
+                Ok(None) => {}
+                Err(error) if is_damage(&error) => {}
+                Err(error) => return Err(db.failed(error).into()),
+            }
+            self.quarantine(db, &key)?;
+        }
+        tracing::error!(%cid, "a stored block is damaged and was put aside");
+        Err(StoreError::Corrupt { cid: *cid })
+    }
+
+    /// Quarantines a block whose bytes read well but do not hash to its address.
+    fn put_aside(&self, db: &BlockDb, cid: &Cid) -> Result<(), StoreError> {
+        let key = key(cid);
+        let _stripe = self.stripes.lock(std::iter::once(key.as_slice()));
+        self.quarantine(db, &key)?;
+        tracing::error!(%cid, "a stored block does not match its hash and was put aside");
+        Ok(())
+    }
+
+    /// Drops a block's bytes and notes that it is damaged; its stripe must be held. Through the log only when what it
+    /// builds on is durable; it would be found again otherwise.
+    fn quarantine(&self, db: &BlockDb, key: &[u8]) -> Result<(), StoreError> {
+        let Some(meta) = db.meta(key)?.filter(|meta| !meta.quarantined) else { return Ok(()) };
+        let mut changes = db.changes();
+        changes.delete_block(key);
+        changes.put_meta(key, Meta { quarantined: true, ..meta });
+        changes.add(Counter::Quarantined, 1);
+        let log = if self.has_unflushed() { Log::Skip } else { Log::Write };
+        self.write(db, changes, log)
+    }
+}
+
+/// Whether an error says that a block's bytes are lost, rather than that reading failed for now.
+fn is_damage(error: &rocksdb::Error) -> bool {
+    match error.kind() {
+        rocksdb::ErrorKind::Corruption => true,
+        // A blob file is gone.
+        rocksdb::ErrorKind::IOError => error.as_ref().contains("No such file"),
+        _ => false,
+    }
+}

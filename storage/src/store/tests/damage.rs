@@ -1,0 +1,138 @@
+//! Rot on the disk is found, not served, and healed.
+
+use super::*;
+
+/// Flips a bit of the stored bytes of a block, wherever in the files of the database they are.
+fn rot(dir: &Path, data: &[u8]) {
+    let mut hit = 0;
+    for entry in std::fs::read_dir(dir.join("blocks")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|ext| ext != "blob" && ext != "sst") {
+            continue;
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(64).position(|window| window == &data[..64]) {
+            bytes[at + 10] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            hit += 1;
+        }
+    }
+    assert_eq!(hit, 1, "the block is in one file");
+}
+
+/// A closed store with a DAG of a root and two leaves, whose first leaf then rots.
+fn rotten() -> (tempfile::TempDir, Cid, [(Cid, Bytes); 2]) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let leaves = [block(1, 5000), block(2, 5000)];
+    let (root, data) = node(0, &[leaves[0].0, leaves[1].0]);
+    let mut ingest = store.ingest(Class::Own).unwrap();
+    for (cid, data) in leaves.iter().cloned().chain([(root, data)]) {
+        ingest.put(&cid, data).unwrap();
+    }
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin("p", PinKind::Recursive, root)).unwrap();
+    ingest.finish(batch).unwrap();
+    store.close().unwrap();
+    rot(dir.path(), &leaves[0].1);
+    (dir, root, leaves)
+}
+
+#[test]
+fn a_flipped_bit_is_reported_once_and_healed_by_the_right_bytes() {
+    let (dir, root, leaves) = rotten();
+    let store = open(dir.path());
+    let [(bad, data), (good, _)] = &leaves;
+    assert!(store.has(bad).unwrap());
+    assert!(matches!(store.get(bad), Err(StoreError::Corrupt { cid }) if cid == *bad));
+    assert!(!store.has(bad).unwrap());
+    assert_eq!(store.get(bad).unwrap(), None);
+    assert!(store.get(good).unwrap().is_some());
+    let stat = store.stat().unwrap();
+    assert_eq!(
+        (stat.quarantined_blocks, stat.bytes),
+        (1, 10_000 + store.block_size(&root).unwrap().unwrap())
+    );
+    assert_eq!(store.quarantined(10).unwrap()[0].cid, *bad);
+    // A lost leaf keeps a new pin out, but not a collection: nothing can hang below it.
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin("q", PinKind::Recursive, root)).unwrap();
+    assert!(matches!(
+        store.state().commit(batch).map_err(StoreError::from),
+        Err(StoreError::Missing { cid, .. }) if cid == *bad
+    ));
+    assert_eq!(store.gc().unwrap().freed_blocks, 0);
+    let done = put_all(&store, &[(*bad, data.clone())]);
+    assert_eq!(done.new_blocks, 0);
+    assert_eq!(store.get(bad).unwrap().as_ref(), Some(data));
+    assert_eq!(store.stat().unwrap().quarantined_blocks, 0);
+    drop(store);
+    assert_eq!(open(dir.path()).get(bad).unwrap().as_ref(), Some(data));
+}
+
+#[test]
+fn a_scrub_finds_rot_and_bytes_that_were_wrong_from_the_start() {
+    let (dir, _, leaves) = rotten();
+    let store = open(dir.path());
+    let (wrong, _) = block(7, 2000);
+    put_all(&store, &[(wrong, block(8, 2000).1)]);
+    let (mut damaged, mut checked, mut next) = (Vec::new(), 0, None);
+    loop {
+        let page = store.scrub(next.as_ref(), 2).unwrap();
+        checked += page.checked;
+        damaged.extend(page.damaged);
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    assert_eq!(checked, 4);
+    let mut expected = vec![wrong, leaves[0].0];
+    expected.sort();
+    damaged.sort();
+    assert_eq!(damaged, expected);
+    assert!(!store.has(&wrong).unwrap());
+    assert_eq!(store.blocks(None, 100).unwrap().len(), 2);
+}
+
+#[test]
+fn a_collection_sweeps_nothing_while_a_pinned_node_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let leaf = block(1, 5000);
+    // Large enough to be found in the files.
+    let (root, data) = {
+        let data = serde_ipld_dagcbor::to_vec(&("x".repeat(3000), [leaf.0])).unwrap();
+        (hash::cid_v1(hash::DAG_CBOR, &data), Bytes::from(data))
+    };
+    put_all(&store, &[leaf.clone(), (root, data.clone())]);
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin("p", PinKind::Recursive, root)).unwrap();
+    store.state().commit(batch).unwrap();
+    store.close().unwrap();
+    rot(dir.path(), &data);
+    let store = open(dir.path());
+    for _ in 0..2 {
+        let error = store.gc().unwrap_err();
+        assert!(matches!(&error, StoreError::PinDamaged { cid, .. } if *cid == root), "{error}");
+    }
+    assert!(store.has(&leaf.0).unwrap());
+    unpin(&store, "p");
+    assert_eq!(store.gc().unwrap().freed_blocks, 2);
+    assert_eq!(store.stat().unwrap().quarantined_blocks, 0);
+}
+
+#[test]
+fn a_lost_blob_file_loses_its_blocks_and_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (first, second) = (block(1, 5000), block(2, 5000));
+    put_all(&store, std::slice::from_ref(&first));
+    store.flush().unwrap();
+    put_all(&store, std::slice::from_ref(&second));
+    store.close().unwrap();
+    rot(dir.path(), &first.1);
+    let store = open(dir.path());
+    assert!(matches!(store.get(&first.0), Err(StoreError::Corrupt { .. })));
+    assert_eq!(store.get(&second.0).unwrap(), Some(second.1));
+}

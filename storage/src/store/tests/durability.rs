@@ -1,0 +1,140 @@
+//! What survives a crash, and what does not have to.
+
+use super::*;
+
+#[test]
+fn finished_ingests_of_any_size_survive_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let small: Vec<_> = (0..20).map(|seed| block(seed, 1 << 10)).collect();
+    let large: Vec<_> = (100..112).map(|seed| block(seed, 1 << 20)).collect();
+    for (id, blocks) in [("small", &small), ("large", &large)] {
+        let leaves: Vec<Cid> = blocks.iter().map(|(cid, _)| *cid).collect();
+        let (root, data) = node(0, &leaves);
+        let mut ingest = store.ingest(Class::Own).unwrap();
+        for (cid, data) in blocks {
+            ingest.put(cid, data.clone()).unwrap();
+        }
+        ingest.put(&root, data).unwrap();
+        let mut batch = store.state().batch();
+        store.pin(&mut batch, &pin(id, PinKind::Recursive, root)).unwrap();
+        ingest.finish(batch).unwrap();
+    }
+    let before = store.stat().unwrap();
+    let copy = crash_copy(dir.path());
+    let store = open(copy.path());
+    assert_eq!(store.pins().unwrap().len(), 2);
+    store.gc().unwrap();
+    for (cid, data) in small.iter().chain(&large) {
+        assert_eq!(store.get(cid).unwrap().as_ref(), Some(data));
+    }
+    let after = store.stat().unwrap();
+    assert_eq!((after.blocks, after.bytes), (before.blocks, before.bytes));
+}
+
+#[test]
+fn unfinished_ingests_leave_nothing_behind_a_collection() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let blocks: Vec<_> = (0..12).map(|seed| block(seed, 1 << 20)).collect();
+    let mut ingest = store.ingest(Class::Own).unwrap();
+    for (cid, data) in &blocks {
+        ingest.put(cid, data.clone()).unwrap();
+    }
+    ingest.expose().unwrap();
+    assert!(store.has(&blocks[11].0).unwrap());
+    // A flush for somebody else makes them durable, yet nobody was told so.
+    store.flush().unwrap();
+    let copy = crash_copy(dir.path());
+    let store = open(copy.path());
+    assert_eq!(store.stat().unwrap().blocks, 12);
+    let report = store.gc().unwrap();
+    assert_eq!((report.freed_blocks, report.freed_bytes), (12, 12 << 20));
+    let stat = store.stat().unwrap();
+    assert_eq!((stat.blocks, stat.bytes), (0, 0));
+    assert!(stat.disk_bytes < 4 << 20, "{} bytes are still on the disk", stat.disk_bytes);
+}
+
+#[test]
+fn a_small_ingest_that_relies_on_unflushed_blocks_makes_them_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (cid, data) = block(1, 100_000);
+    let mut large = store.ingest(Class::Own).unwrap();
+    large.put(&cid, data.clone()).unwrap();
+    large.expose().unwrap();
+    for by_put in [true, false] {
+        let mut small = store.ingest(Class::Own).unwrap();
+        if by_put {
+            small.put(&cid, data.clone()).unwrap();
+        } else {
+            assert!(small.keep(&cid).unwrap());
+        }
+        let mut batch = store.state().batch();
+        store.pin(&mut batch, &pin("p", PinKind::Direct, cid)).unwrap();
+        small.finish(batch).unwrap();
+        let copy = crash_copy(dir.path());
+        let after = open(copy.path());
+        assert_eq!(after.get(&cid).unwrap().as_ref(), Some(&data));
+        assert_eq!(after.stat().unwrap().bytes, 100_000);
+    }
+}
+
+#[test]
+fn totals_stay_right_when_a_crash_takes_unflushed_blocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let mut lost = store.ingest(Class::Own).unwrap();
+    let (cid, data) = block(1, 50_000);
+    lost.put(&cid, data).unwrap();
+    lost.expose().unwrap();
+    put_all(&store, &[block(2, 700)]);
+    let copy = crash_copy(dir.path());
+    let after = open(copy.path());
+    let stat = after.stat().unwrap();
+    assert_eq!((stat.blocks, stat.bytes), (1, 700));
+    assert!(!after.has(&cid).unwrap());
+}
+
+#[test]
+fn a_checkpoint_keeps_what_came_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let list: Vec<_> = (0..4).map(|seed| block(seed, 400_000)).collect();
+    let cids: Vec<Cid> = list.iter().map(|(cid, _)| *cid).collect();
+    let mut batch = store.state().batch();
+    store.pin_list(&mut batch, &pin("download", PinKind::List, cids[0]), &cids).unwrap();
+    store.state().commit(batch).unwrap();
+    let mut ingest = store.ingest(Class::Own).unwrap();
+    for (cid, data) in &list[..2] {
+        ingest.put(cid, data.clone()).unwrap();
+    }
+    ingest.checkpoint(store.state().batch()).unwrap();
+    ingest.put(&list[2].0, list[2].1.clone()).unwrap();
+    let copy = crash_copy(dir.path());
+    let after = open(copy.path());
+    after.gc().unwrap();
+    let here: Vec<bool> = cids.iter().map(|cid| after.has(cid).unwrap()).collect();
+    assert_eq!(here, [true, true, false, false]);
+}
+
+#[test]
+fn pins_refuse_incomplete_dags_and_nothing_of_the_batch_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (leaf, leaf_data) = block(1, 10);
+    let (absent, _) = block(2, 10);
+    let (root, root_data) = node(0, &[leaf, absent]);
+    let mut ingest = store.ingest(Class::Own).unwrap();
+    ingest.put(&leaf, leaf_data).unwrap();
+    ingest.put(&root, root_data).unwrap();
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin("p", PinKind::Recursive, root)).unwrap();
+    let error = ingest.finish(batch).unwrap_err();
+    assert!(matches!(&error, StoreError::Missing { cid, .. } if *cid == absent), "{error}");
+    assert_eq!(store.pins().unwrap(), []);
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin("p", PinKind::Direct, root)).unwrap();
+    store.state().commit(batch).unwrap();
+    assert_eq!(store.pin_get(&"p".into()).unwrap().unwrap().root, root);
+}

@@ -1,0 +1,181 @@
+//! The store as its callers see it.
+
+mod damage;
+mod durability;
+mod model;
+mod space;
+
+use std::path::Path;
+
+use bytes::Bytes;
+use cid::Cid;
+
+use super::*;
+use crate::{BlockSink, hash};
+
+fn options(dir: &Path) -> StoreOptions {
+    StoreOptions { path: dir.to_owned(), tables: Vec::new(), quota: Quota::default(), reserve_bytes: 0 }
+}
+
+fn open(dir: &Path) -> Store {
+    Store::open(options(dir)).unwrap()
+}
+
+/// `size` bytes that depend on `seed` alone, and their CID.
+fn block(seed: u64, size: usize) -> (Cid, Bytes) {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let data: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    })
+    .take(size)
+    .collect();
+    (hash::cid_v1(hash::RAW, &data), data.into())
+}
+
+/// A DAG-CBOR node that links to `children`.
+fn node(seed: u64, children: &[Cid]) -> (Cid, Bytes) {
+    let data = serde_ipld_dagcbor::to_vec(&(seed, children)).unwrap();
+    (hash::cid_v1(hash::DAG_CBOR, &data), data.into())
+}
+
+fn pin(id: &str, kind: PinKind, root: Cid) -> Pin {
+    Pin { id: id.into(), kind, root, class: Class::Own, name: None, expires: None }
+}
+
+/// Puts blocks and acknowledges them, unpinned.
+fn put_all(store: &Store, blocks: &[(Cid, Bytes)]) -> Ingested {
+    let mut ingest = store.ingest(Class::Own).unwrap();
+    for (cid, data) in blocks {
+        ingest.put(cid, data.clone()).unwrap();
+    }
+    ingest.finish(store.state().batch()).unwrap()
+}
+
+fn unpin(store: &Store, id: &str) {
+    let mut batch = store.state().batch();
+    assert!(store.unpin(&mut batch, &id.into()).unwrap());
+    store.state().commit(batch).unwrap();
+}
+
+/// The directory as a crash at this moment would leave it.
+fn crash_copy(dir: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for part in ["state", "blocks"] {
+        std::fs::create_dir(copy.path().join(part)).unwrap();
+        for entry in std::fs::read_dir(dir.join(part)).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_name() != "LOCK" {
+                std::fs::copy(entry.path(), copy.path().join(part).join(entry.file_name())).unwrap();
+            }
+        }
+    }
+    copy
+}
+
+#[test]
+fn blocks_come_back_by_any_cid_of_their_hash() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (cid, data) = block(1, 5000);
+    let done = put_all(&store, &[(cid, data.clone()), (cid, data.clone())]);
+    assert_eq!(done, Ingested { blocks: 2, bytes: 10_000, new_blocks: 1, new_bytes: 5000 });
+    let v0 = Cid::new_v0(*cid.hash()).unwrap();
+    assert_eq!(store.get(&v0).unwrap(), Some(data.clone()));
+    assert_eq!(store.block_size(&v0).unwrap(), Some(5000));
+    let (absent, _) = block(2, 10);
+    assert_eq!(store.get(&absent).unwrap(), None);
+    assert!(!store.has(&absent).unwrap());
+    let done = put_all(&store, &[(v0, data)]);
+    assert_eq!(done.new_blocks, 0);
+}
+
+#[test]
+fn identity_cids_resolve_themselves_and_are_not_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let cid = hash::cid_from_digest(hash::RAW, hash::IDENTITY, b"tiny");
+    put_all(&store, &[(cid, Bytes::from_static(b"tiny"))]);
+    assert_eq!(store.get(&cid).unwrap().unwrap(), "tiny");
+    assert_eq!(store.block_size(&cid).unwrap(), Some(4));
+    assert_eq!(store.stat().unwrap().blocks, 0);
+}
+
+#[test]
+fn foreign_bytes_are_checked_at_the_door() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (cid, _) = block(1, 100);
+    let (_, other) = block(2, 100);
+    let mut ingest = store.ingest(Class::Cache).unwrap();
+    assert!(matches!(ingest.put_verified(&cid, other), Err(StoreError::Hash(_))));
+    let big = Bytes::from(vec![0; crate::MAX_BLOCK + 1]);
+    let big_cid = hash::cid_v1(hash::RAW, &big);
+    assert!(matches!(ingest.put_verified(&big_cid, big.clone()), Err(StoreError::TooLarge { .. })));
+    assert!(matches!(ingest.put(&big_cid, big), Err(StoreError::TooLarge { .. })));
+    let root = hash::cid_from_digest(hash::RAW, hash::BT_PIECES_ROOT, &[7; 32]);
+    assert!(matches!(ingest.put(&root, Bytes::new()), Err(StoreError::Hash(_))));
+    let (cid, data) = block(3, 100);
+    ingest.put_verified(&cid, data).unwrap();
+    assert_eq!(ingest.finish(store.state().batch()).unwrap().new_blocks, 1);
+}
+
+#[test]
+fn handed_out_bytes_outlive_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (cid, data) = block(1, 300_000);
+    put_all(&store, &[(cid, data.clone())]);
+    store.flush().unwrap();
+    let held = store.get(&cid).unwrap().unwrap();
+    let part = held.slice(1000..2000);
+    drop((held, store));
+    assert_eq!(part, data.slice(1000..2000));
+}
+
+#[test]
+fn aliases_live_as_long_as_a_pin_of_their_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (root, data) = block(1, 100);
+    let found = alias::Alias { root, offset: 16, length: 7 };
+    let mut ingest = store.ingest(Class::Own).unwrap();
+    ingest.put(&root, data).unwrap();
+    let mut batch = store.state().batch();
+    for id in ["a", "b"] {
+        store.pin(&mut batch, &pin(id, PinKind::Recursive, root)).unwrap();
+    }
+    alias::add(&mut batch, b"infohash", &found).unwrap();
+    alias::add(&mut batch, b"infohash", &alias::Alias { offset: 0, ..found }).unwrap();
+    ingest.finish(batch).unwrap();
+    let lookup = || alias::lookup(store.state(), b"infohash").unwrap();
+    assert_eq!(lookup(), [alias::Alias { offset: 0, ..found }, found]);
+    assert_eq!(alias::lookup(store.state(), b"infohas").unwrap(), []);
+    unpin(&store, "a");
+    assert_eq!(lookup().len(), 2);
+    unpin(&store, "b");
+    assert_eq!(lookup(), []);
+    store.gc().unwrap();
+    // Pinned again, the root is a stranger to the hash.
+    put_all(&store, &[block(1, 100)]);
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin("c", PinKind::Direct, root)).unwrap();
+    store.state().commit(batch).unwrap();
+    assert_eq!(lookup(), []);
+}
+
+#[tokio::test]
+async fn calls_run_on_the_pool_and_panics_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let name = store.run(|_| std::thread::current().name().map(str::to_owned)).await;
+    assert!(name.unwrap().starts_with("store-"));
+    let many = (0..1000u64).map(|number| store.run(move |_| number));
+    let sum: u64 = futures::future::join_all(many).await.into_iter().sum();
+    assert_eq!(sum, 499_500);
+    let store = store.clone();
+    let failed = tokio::spawn(async move { store.run(|_| panic!("boom")).await }).await;
+    assert!(failed.unwrap_err().is_panic());
+}

@@ -1,0 +1,279 @@
+//! Putting a batch of blocks: dedupe, stamps, books, and what happens when the database fails.
+//!
+//! The check "is it here already" and the write that follows happen under the stripes of the keys concerned. The sweep of
+//! a collection checks and deletes under the same stripes, so a dedupe hit and a deletion can never pass each other.
+//!
+//! A write goes through the log (small ingests) or skips it (large ones, made durable by a flush). One rule ties the
+//! two: a batch that goes through the log may not build on blocks that are only in memory, or a crash would keep the
+//! one and lose the other. So a batch with hits skips the log while any skipped write is unflushed.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use cid::Cid;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::rocks::{BlockDb, Changes, Counter, Log, Meta};
+use super::{Shared, used};
+use crate::{Class, StoreError};
+
+/// Number of key stripes: enough that concurrent ingests rarely meet on one.
+const STRIPES: usize = 64;
+
+/// Locks over the key space.
+pub(super) struct Stripes([Mutex<()>; STRIPES]);
+
+impl Default for Stripes {
+    fn default() -> Self {
+        Stripes([const { Mutex::new(()) }; STRIPES])
+    }
+}
+
+impl Stripes {
+    /// Locks the stripes of all `keys`, in ascending order, so that no two callers wait for each other.
+    pub fn lock<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) -> Vec<MutexGuard<'_, ()>> {
+        // Digests are uniform; their last byte spreads well.
+        let stripes: BTreeSet<usize> =
+            keys.map(|key| usize::from(key.last().copied().unwrap_or(0)) % STRIPES).collect();
+        stripes.into_iter().map(|stripe| self.0[stripe].lock()).collect()
+    }
+}
+
+/// A block on its way in.
+pub(super) struct Incoming {
+    pub key: Vec<u8>,
+    pub data: Bytes,
+}
+
+/// What a write did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Written {
+    pub new_blocks: u64,
+    pub new_bytes: u64,
+    /// Bytes of it that came from a promise.
+    pub drawn: u64,
+    /// Whether it was written through the log.
+    pub logged: bool,
+}
+
+/// A batch being put together under its stripes.
+struct Plan<'a> {
+    changes: Changes<'a>,
+    class: Class,
+    generation: u64,
+    written: Written,
+    /// Bytes that come onto the books of `class`: new blocks and promotions.
+    growth: u64,
+    /// Bytes that leave the cache's books.
+    promoted: u64,
+    hits: bool,
+}
+
+impl Plan<'_> {
+    fn put(&mut self, block: &Incoming, found: Option<Meta>) {
+        let size = block.data.len() as u64;
+        let meta = Meta { size: block.data.len() as u32, class: self.class, quarantined: false };
+        self.changes.stamp(&block.key, self.generation);
+        match found {
+            None => {
+                self.changes.put_block(&block.key, &block.data);
+                self.changes.put_meta(&block.key, meta);
+                self.changes.add(Counter::Blocks(self.class), 1);
+                self.changes.add(Counter::Bytes(self.class), size as i64);
+                self.written.new_blocks += 1;
+                self.written.new_bytes += size;
+                self.growth += size;
+            }
+            Some(found) => {
+                self.hits = true;
+                if found.quarantined {
+                    // The right bytes are back; the space was counted all along.
+                    self.changes.put_block(&block.key, &block.data);
+                    self.changes.put_meta(&block.key, Meta { quarantined: false, ..found });
+                    self.changes.add(Counter::Quarantined, -1);
+                }
+                self.promote(&block.key, found);
+            }
+        }
+    }
+
+    /// A cached block that someone now wants for good moves to their books.
+    fn promote(&mut self, key: &[u8], found: Meta) {
+        if found.class != Class::Cache || self.class == Class::Cache {
+            return;
+        }
+        self.changes.put_meta(key, Meta { class: self.class, quarantined: false, ..found });
+        for (class, sign) in [(Class::Cache, -1), (self.class, 1)] {
+            self.changes.add(Counter::Blocks(class), sign);
+            self.changes.add(Counter::Bytes(class), sign * i64::from(found.size));
+        }
+        self.growth += u64::from(found.size);
+        self.promoted += u64::from(found.size);
+    }
+}
+
+impl Shared {
+    /// The block database and its incarnation.
+    pub fn db(&self) -> Result<(Arc<BlockDb>, u64), StoreError> {
+        let slot = self.slot.read();
+        match &slot.db {
+            Some(db) => Ok((db.clone(), slot.incarnation)),
+            None => Err(self.unwritable("it could not be reopened")),
+        }
+    }
+
+    /// Writes a batch of blocks of `class`, each of which hashes to its key. Visible when this returns, durable after
+    /// the barrier that [`Written::logged`] names.
+    pub fn put(
+        &self,
+        db: &BlockDb,
+        class: Class,
+        blocks: &[Incoming],
+        draws_on: Option<&str>,
+        log: Log,
+    ) -> Result<Written, StoreError> {
+        let _stripes = self.stripes.lock(blocks.iter().map(|block| block.key.as_slice()));
+        let mut plan = Plan {
+            changes: db.changes(),
+            class,
+            generation: self.leases.generation(),
+            written: Written::default(),
+            growth: 0,
+            promoted: 0,
+            hits: false,
+        };
+        let mut seen = HashSet::with_capacity(blocks.len());
+        for block in blocks {
+            if seen.insert(block.key.as_slice()) {
+                plan.put(block, db.meta(&block.key)?);
+            }
+        }
+        let log = if plan.hits && self.has_unflushed() { Log::Skip } else { log };
+        let Plan { changes, mut written, growth, promoted, .. } = plan;
+        if written.new_bytes > 0 {
+            self.check_disk(db, written.new_bytes)?;
+        }
+        written.logged = log == Log::Write;
+        written.drawn = self.space.grow(class, growth, draws_on)?;
+        if let Err(error) = self.write(db, changes, log) {
+            self.space.shrink(class, growth);
+            if let Some(id) = draws_on {
+                self.space.undraw(id, written.drawn);
+            }
+            return Err(error);
+        }
+        self.space.shrink(Class::Cache, promoted);
+        Ok(written)
+    }
+
+    /// Stamps a block that is here, so that the holder of a lease can rely on it. `false` if it is not.
+    pub fn touch(&self, db: &BlockDb, key: &[u8]) -> Result<bool, StoreError> {
+        let _stripe = self.stripes.lock(std::iter::once(key));
+        if db.meta(key)?.is_none_or(|meta| meta.quarantined) {
+            return Ok(false);
+        }
+        let mut changes = db.changes();
+        changes.stamp(key, self.leases.generation());
+        self.write(db, changes, Log::Skip)?;
+        Ok(true)
+    }
+
+    /// Writes changes; the stripes of their keys must be held.
+    pub fn write(&self, db: &BlockDb, changes: Changes<'_>, log: Log) -> Result<(), StoreError> {
+        changes.write(log).map_err(|e| self.note_fault(&e))?;
+        if log == Log::Skip {
+            self.skipped.fetch_add(1, Ordering::SeqCst);
+        }
+        debug_assert_eq!(db.path(), self.blocks_path);
+        Ok(())
+    }
+
+    /// Whether there are writes that only a flush makes durable.
+    pub fn has_unflushed(&self) -> bool {
+        self.skipped.load(Ordering::SeqCst) > self.flushed.load(Ordering::SeqCst)
+    }
+
+    /// Barrier: everything written before is durable when this returns.
+    pub fn flush(&self, db: &BlockDb) -> Result<(), StoreError> {
+        self.flush_barrier.pass(|| {
+            let covered = self.skipped.load(Ordering::SeqCst);
+            db.flush().map_err(|e| self.note_fault(&e))?;
+            self.flushed.fetch_max(covered, Ordering::SeqCst);
+            Ok(())
+        })
+    }
+
+    /// Barrier: everything that went through the log before is durable when this returns.
+    pub fn sync(&self, db: &BlockDb) -> Result<(), StoreError> {
+        self.sync_barrier.pass(|| db.sync().map_err(|e| self.note_fault(&e)))
+    }
+
+    /// Refuses if `asked` more bytes would bring the disk under its reserve, buffers included.
+    pub fn check_disk(&self, db: &BlockDb, asked: u64) -> Result<(), StoreError> {
+        let free = self.disk_free()?;
+        let needed = self.reserve_bytes.saturating_add(asked).saturating_add(db.unflushed()?);
+        if free >= needed {
+            return Ok(());
+        }
+        let (path, reserve) = (self.blocks_path.clone(), self.reserve_bytes);
+        Err(StoreError::DiskFull { path, asked, free, reserve })
+    }
+
+    /// Bytes that the disk of the block database has left.
+    pub fn disk_free(&self) -> Result<u64, StoreError> {
+        let stat = rustix::fs::statvfs(&self.blocks_path)
+            .map_err(|e| StoreError::FreeSpace { path: self.blocks_path.clone(), source: e.into() })?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Remembers that the block database failed; the next ingest tries to bring it back.
+    fn note_fault(&self, error: &rocksdb::Error) -> StoreError {
+        let detail = error.to_string();
+        tracing::error!(path = %self.blocks_path.display(), error = detail, "the block database failed");
+        *self.fault.lock() = Some(detail.clone());
+        self.unwritable(&detail)
+    }
+
+    fn unwritable(&self, detail: &str) -> StoreError {
+        StoreError::Unwritable { path: self.blocks_path.clone(), detail: detail.to_owned() }
+    }
+
+    /// Brings a failed block database back: asks it whether it recovered by itself, else reopens it in place. Ingests
+    /// from before a reopening fail with [`StoreError::Reopened`]; handed-out blocks stay valid, but while any is held
+    /// the old database cannot be closed, and this fails for now.
+    pub fn recover(&self) -> Result<(), StoreError> {
+        let mut fault = self.fault.lock();
+        let Some(detail) = fault.clone() else { return Ok(()) };
+        let mut slot = self.slot.write();
+        if let Some(db) = slot.db.take() {
+            if db.flush().is_ok() {
+                slot.db = Some(db);
+                *fault = None;
+                return Ok(());
+            }
+            if let Err(held) = Arc::try_unwrap(db).map(drop) {
+                slot.db = Some(held);
+                return Err(self.unwritable(&detail));
+            }
+        }
+        let db = BlockDb::open(&self.blocks_path).map_err(|e| self.unwritable(&e.to_string()))?;
+        self.space.set_used(used(&db)?);
+        slot.db = Some(Arc::new(db));
+        slot.incarnation += 1;
+        self.flushed.store(self.skipped.load(Ordering::SeqCst), Ordering::SeqCst);
+        *fault = None;
+        tracing::warn!(path = %self.blocks_path.display(), after = detail, "the block database was reopened");
+        Ok(())
+    }
+
+    /// The CID under which a stored key is reported: raw, since the store does not know codecs.
+    pub fn named(key: &[u8]) -> Cid {
+        match multihash::Multihash::from_bytes(key) {
+            Ok(hash) => Cid::new_v1(crate::hash::RAW, hash),
+            // Keys are written by `key` alone; a damaged one is still worth naming.
+            Err(_) => crate::hash::cid_v1(crate::hash::RAW, key),
+        }
+    }
+}
