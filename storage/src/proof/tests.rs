@@ -177,7 +177,7 @@ fn answers_for_anything_else_are_refused() {
     let mut over = proofs.clone();
     over[3].data = vec![0; LEAF + 1];
     assert_eq!(check(&over), Err(ProofError::LeafLength(LEAF + 1)));
-    assert_eq!(check_answer(&[9; 32], leaves, &challenge(), 30, &proofs).is_err(), true);
+    assert!(check_answer(&[9; 32], leaves, &challenge(), 30, &proofs).is_err());
     assert!(check_answer(&root, leaves + 1, &challenge(), 30, &proofs).is_err());
 }
 

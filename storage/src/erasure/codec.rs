@@ -1,0 +1,173 @@
+//! Reed-Solomon in columns: the only place that talks to the coding library.
+//!
+//! Shards are never gathered into one buffer: a column is a slice of a block where it lies within one, and is
+//! copied together (with zeros for padding) only where it crosses blocks.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use reed_solomon_simd::{ReedSolomonDecoder, ReedSolomonEncoder};
+use sha2::{Digest, Sha256};
+
+use super::COLUMN;
+
+/// The bytes of a data shard as far as they are here: blocks by where they begin, gaps where blocks are lost.
+#[derive(Default)]
+pub(super) struct ShardBytes {
+    blocks: Vec<(usize, Bytes)>,
+}
+
+impl ShardBytes {
+    /// Adds a block that begins at `start`. Blocks come in ascending order and do not overlap.
+    pub(super) fn push(&mut self, start: usize, data: Bytes) {
+        self.blocks.push((start, data));
+    }
+
+    /// The bytes of `start..start + len`, zero where nothing is, borrowed where they lie in one block.
+    fn column<'a>(&'a self, start: usize, len: usize, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+        let end = start + len;
+        let first = self.blocks.partition_point(|(at, data)| at + data.len() <= start);
+        if let Some((at, data)) = self.blocks.get(first)
+            && *at <= start
+            && at + data.len() >= end
+        {
+            return &data[start - at..end - at];
+        }
+        scratch.clear();
+        scratch.resize(len, 0);
+        for (at, data) in &self.blocks[first..] {
+            if *at >= end {
+                break;
+            }
+            let from = start.max(*at);
+            let to = end.min(at + data.len());
+            scratch[from - start..to - start].copy_from_slice(&data[from - at..to - at]);
+        }
+        scratch
+    }
+}
+
+/// The columns of `from..to`.
+fn columns(from: usize, to: usize) -> impl Iterator<Item = (usize, usize)> {
+    (from..to).step_by(COLUMN).map(move |at| (at, COLUMN.min(to - at)))
+}
+
+/// Parity buffers that are kept for reuse, in bytes. Fresh memory costs more than the coding itself (16 MiB in 4+8:
+/// 22 ms with new buffers, 7 ms with reused ones), and a sink gives blocks free a few MiB later.
+const RECYCLED: usize = 16 << 20;
+
+/// Makes parity; keeps its working space between stripes.
+#[derive(Default)]
+pub(super) struct Encoder {
+    coder: Option<ReedSolomonEncoder>,
+    scratch: Vec<u8>,
+    /// Parity that was handed out: whatever nobody else holds any more is written over.
+    given: VecDeque<Bytes>,
+}
+
+impl Encoder {
+    /// An empty buffer for `len` bytes.
+    fn buffer(&mut self, len: usize) -> BytesMut {
+        for _ in 0..self.given.len() {
+            let Some(given) = self.given.pop_front() else { break };
+            match given.try_into_mut() {
+                Ok(mut buffer) if buffer.capacity() >= len => {
+                    buffer.clear();
+                    return buffer;
+                }
+                Ok(_) => {}
+                Err(held) => self.given.push_back(held),
+            }
+        }
+        BytesMut::with_capacity(len)
+    }
+
+    /// Hands a parity shard out, and remembers it.
+    fn give(&mut self, shard: BytesMut) -> Bytes {
+        let shard = shard.freeze();
+        if (self.given.len() + 1) * shard.len() <= RECYCLED {
+            self.given.push_back(shard.clone());
+        }
+        shard
+    }
+
+    /// The m parity shards of a stripe, each with its SHA-256, which is taken while the bytes are in the cache.
+    pub(super) fn parity(
+        &mut self,
+        data: &[ShardBytes],
+        m: usize,
+        shard_len: usize,
+    ) -> Result<Vec<([u8; 32], Bytes)>, reed_solomon_simd::Error> {
+        let mut parity: Vec<(Sha256, BytesMut)> =
+            (0..m).map(|_| (Sha256::new(), self.buffer(shard_len))).collect();
+        for (start, len) in columns(0, shard_len) {
+            let coder = match &mut self.coder {
+                Some(coder) => {
+                    coder.reset(data.len(), m, len)?;
+                    coder
+                }
+                none => none.insert(ReedSolomonEncoder::new(data.len(), m, len)?),
+            };
+            for shard in data {
+                coder.add_original_shard(shard.column(start, len, &mut self.scratch))?;
+            }
+            for (made, (hash, whole)) in coder.encode()?.recovery_iter().zip(&mut parity) {
+                hash.update(made);
+                whole.extend_from_slice(made);
+            }
+        }
+        Ok(parity.into_iter().map(|(hash, whole)| (hash.finalize().into(), self.give(whole))).collect())
+    }
+}
+
+/// What a decoder is given for a range of columns.
+pub(super) struct Loss<'a> {
+    /// The range, in multiples of 64 bytes.
+    pub(super) range: std::ops::Range<usize>,
+    /// All data shards; the lost ones are not read.
+    pub(super) data: &'a [ShardBytes],
+    /// Which data shards are lost in this range, ascending.
+    pub(super) lost: &'a [usize],
+    /// Parity shards here, by index; at least as many as are lost.
+    pub(super) parity: &'a [(usize, Bytes)],
+    /// Parity shards a stripe has.
+    pub(super) m: usize,
+}
+
+/// Brings data back; keeps its working space between ranges and stripes.
+#[derive(Default)]
+pub(super) struct Decoder {
+    coder: Option<ReedSolomonDecoder>,
+    scratch: Vec<u8>,
+}
+
+impl Decoder {
+    /// Rebuilds the lost shards in a range: `restored(shard, offset, bytes)` is called for each column of each.
+    pub(super) fn restore(
+        &mut self,
+        loss: &Loss<'_>,
+        restored: &mut dyn FnMut(usize, usize, &[u8]),
+    ) -> Result<(), reed_solomon_simd::Error> {
+        for (start, len) in columns(loss.range.start, loss.range.end) {
+            let coder = match &mut self.coder {
+                Some(coder) => {
+                    coder.reset(loss.data.len(), loss.m, len)?;
+                    coder
+                }
+                none => none.insert(ReedSolomonDecoder::new(loss.data.len(), loss.m, len)?),
+            };
+            for (i, shard) in loss.data.iter().enumerate() {
+                if loss.lost.binary_search(&i).is_err() {
+                    coder.add_original_shard(i, shard.column(start, len, &mut self.scratch))?;
+                }
+            }
+            for (j, shard) in loss.parity.iter().take(loss.lost.len()) {
+                coder.add_recovery_shard(*j, &shard[start..start + len])?;
+            }
+            for (i, bytes) in coder.decode()?.restored_original_iter() {
+                restored(i, start, bytes);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! Making parity: for content that is stored for the first time, and for parity shards that were lost.
+
+use cid::Cid;
+
+use super::codec::{Encoder, ShardBytes};
+use super::{ErasureError, Plan, Shard, StripeSpec, shard_len};
+use crate::layout::Layout;
+use crate::{BlockSink, BlockSource, Bytes, dagpb, hash};
+
+/// Reads the planned content once, puts every parity block and the layout's own blocks into `sink`, and gives the
+/// layout. `progress` is told the bytes of data read since the last call.
+///
+/// One stripe is in memory at a time.
+///
+/// # Errors
+/// [`ErasureError::Missing`] for a block that is not in `source`; nothing is acknowledged by the sink then.
+pub fn encode(
+    source: &dyn BlockSource,
+    root: &Cid,
+    plan: &Plan,
+    sink: &mut dyn BlockSink,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Layout, ErasureError> {
+    let mut encoder = Encoder::default();
+    let mut stripes = Vec::with_capacity(plan.stripes().len());
+    for data in plan.stripes() {
+        let (bytes, interior) = read_stripe(source, data)?;
+        let mut parity = Vec::with_capacity(usize::from(plan.m));
+        for (digest, block) in encoder.parity(&bytes, usize::from(plan.m), shard_len(data))? {
+            let cid = hash::cid_from_digest(hash::RAW, hash::SHA2_256, &digest);
+            sink.put(&cid, block)?;
+            parity.push(cid);
+        }
+        progress(data.iter().map(Shard::size).sum());
+        stripes.push(StripeSpec { data: data.to_vec(), parity, interior });
+    }
+    let (layout, blocks) = Layout::build(*root, plan.k, plan.m, stripes)?;
+    for (cid, block) in blocks {
+        sink.put(&cid, block)?;
+    }
+    Ok(layout)
+}
+
+/// Makes the parity blocks of a stripe again from its whole data.
+///
+/// # Errors
+/// [`ErasureError::Missing`] if data is lost (rebuild it first), [`ErasureError::False`] if the result is not the
+/// parity that `spec` names.
+pub fn regenerate(spec: &StripeSpec, source: &dyn BlockSource) -> Result<Vec<(Cid, Bytes)>, ErasureError> {
+    let (bytes, _) = read_stripe(source, &spec.data)?;
+    let parity = Encoder::default().parity(&bytes, spec.parity.len(), spec.shard_len())?;
+    let mut blocks = Vec::with_capacity(parity.len());
+    for ((digest, block), cid) in parity.into_iter().zip(&spec.parity) {
+        if *cid != hash::cid_from_digest(hash::RAW, hash::SHA2_256, &digest) {
+            return Err(ErasureError::False { cid: *cid });
+        }
+        blocks.push((*cid, block));
+    }
+    Ok(blocks)
+}
+
+/// The bytes of a stripe's data shards, and the positions of the blocks that have children.
+fn read_stripe(
+    source: &dyn BlockSource,
+    data: &[Shard],
+) -> Result<(Vec<ShardBytes>, Vec<u32>), ErasureError> {
+    let mut stripe = Vec::with_capacity(data.len());
+    let mut interior = Vec::new();
+    let mut position = 0;
+    for shard in data {
+        let mut bytes = ShardBytes::default();
+        let mut start = 0;
+        for block in &shard.blocks {
+            let cid = block.cid;
+            let data = source.get(&cid)?.ok_or(ErasureError::Missing(cid))?;
+            let listed = block.size as usize;
+            if data.len() != listed {
+                return Err(ErasureError::Size { cid, found: data.len(), listed });
+            }
+            if has_children(&cid, &data)? {
+                interior.push(position);
+            }
+            bytes.push(start, data);
+            start += listed;
+            position += 1;
+        }
+        stripe.push(bytes);
+    }
+    Ok((stripe, interior))
+}
+
+/// Whether a block is an interior node of its DAG.
+fn has_children(cid: &Cid, data: &Bytes) -> Result<bool, ErasureError> {
+    let links = dagpb::links(cid, data)
+        .map_err(|error| ErasureError::Node { cid: *cid, reason: error.to_string().into() })?;
+    Ok(!links.is_empty())
+}

@@ -1,1 +1,0 @@
-//! The immutable description of shards, stripes and parity.
