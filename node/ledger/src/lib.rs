@@ -22,11 +22,22 @@
 
 pub mod btt;
 pub mod cbor;
+pub mod embedded;
 pub mod keyfile;
 pub mod keys;
 pub mod price;
+pub mod settlement;
 pub mod typed;
+pub mod wallet;
 
 pub use alloy_primitives::{Address, B256};
 pub use btt::Btt;
+pub use embedded::{Genesis, Ledger, LedgerId};
 pub use keys::{PublicKey, SecretKey, Signature, SignatureError, recover};
+pub use settlement::{LedgerService, LedgerTransport, LocalLedger, RemoteLedger, Settlement};
+pub use wallet::Wallet;
+
+/// The names of all tables of this crate, to open the state database with.
+pub fn tables() -> Vec<&'static str> {
+    [&embedded::TABLES[..], &settlement::TABLES, &wallet::TABLES].concat()
+}
