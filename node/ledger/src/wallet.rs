@@ -38,8 +38,7 @@ pub const TABLES: [&str; 3] = [CALLS.name(), PURPOSES.name(), NEXT.name()];
 const VALID_SECONDS: u64 = 30 * 86_400;
 
 /// Pauses between attempts to send a call before the caller is told that its fate is unknown.
-const RETRIES: [Duration; 3] =
-    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
+const RETRIES: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
 
 /// How often a call is signed anew because another holder of the same key took its nonce.
 const NONCE_RACES: usize = 3;
@@ -92,7 +91,9 @@ pub enum WalletError {
     )]
     Unknown(String),
     /// The fate of an earlier call is unknown. Nothing new was signed.
-    #[error("nothing was sent: an earlier call still waits for its receipt ({0}); it goes first, then try again")]
+    #[error(
+        "nothing was sent: an earlier call still waits for its receipt ({0}); it goes first, then try again"
+    )]
     Earlier(String),
     /// The settlement cannot be used now. Nothing was signed.
     #[error("nothing was sent: {0}")]
@@ -263,8 +264,9 @@ impl Wallet {
         let nonce = self.inner.db.get(&PURPOSES, &(settlement, account, purpose.to_owned()))?;
         let Some(nonce) = nonce else { return Ok(None) };
         let record = self.inner.db.get(&CALLS, &(settlement, account, nonce))?;
-        let receipt =
-            record.filter(|record| record.purpose.as_deref() == Some(purpose)).and_then(|record| record.receipt);
+        let receipt = record
+            .filter(|record| record.purpose.as_deref() == Some(purpose))
+            .and_then(|record| record.receipt);
         Ok(receipt.filter(|receipt| matches!(receipt.outcome, Outcome::Done(_))))
     }
 
@@ -336,9 +338,7 @@ impl Wallet {
                 self.commit(batch).await?;
                 Ok(receipt)
             }
-            Err(SettlementError::Refused(
-                refusal @ (Refusal::NonceUsed { .. } | Refusal::Invalid(_)),
-            )) => {
+            Err(SettlementError::Refused(refusal @ (Refusal::NonceUsed { .. } | Refusal::Invalid(_)))) => {
                 batch.delete(&CALLS, &key)?;
                 // A call that can never be carried out has not used its nonce.
                 if matches!(refusal, Refusal::Invalid(_)) {

@@ -177,7 +177,8 @@ impl Serialize for Genesis {
 
 impl<'de> Deserialize<'de> for Genesis {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Genesis, D::Error> {
-        let (random, Operator(operator), allocations, answer_seconds) = Deserialize::deserialize(deserializer)?;
+        let (random, Operator(operator), allocations, answer_seconds) =
+            Deserialize::deserialize(deserializer)?;
         Ok(Genesis { random, operator, allocations, answer_seconds })
     }
 }

@@ -14,8 +14,12 @@
 //! `paid`, `settled` and `next` of a stream never fall; time never goes back; `head` covers every event in order.
 
 mod claim;
+#[cfg(test)]
+mod claim_tests;
 mod clock;
 mod engine;
+#[cfg(test)]
+mod engine_tests;
 mod genesis;
 mod queries;
 mod records;
@@ -23,10 +27,11 @@ pub mod rules;
 mod tables;
 
 pub use clock::{Clock, MAX_STEP};
-pub use engine::{CheckedCall, Ledger, LedgerError, LedgerOptions, MAX_CALL, MAX_CLAIM, SubmitError, WallClock, system_clock};
-pub use genesis::{
-    DEFAULT_ANSWER_SECONDS, Genesis, GenesisError, LedgerId, MAX_ALLOCATIONS, MAX_GENESIS,
+pub use engine::{
+    CheckedCall, Ledger, LedgerError, LedgerOptions, MAX_CALL, MAX_CLAIM, SubmitError, WallClock,
+    system_clock,
 };
+pub use genesis::{DEFAULT_ANSWER_SECONDS, Genesis, GenesisError, LedgerId, MAX_ALLOCATIONS, MAX_GENESIS};
 pub use queries::{MAX_PAGE, SupplyAudit};
 pub use records::{Account, Armed, Channel, Effect, Failure, HistoryEntry, Outcome, Receipt, Status, Stream};
 pub use tables::TABLES;

@@ -131,7 +131,7 @@ impl<B: Book> Run<'_, B> {
 
     fn lock(&mut self, terms: ChannelTerms) -> Step<B, Effect> {
         let roles = [terms.renter, terms.host, terms.payee];
-        if self.value.is_zero() || roles.iter().any(Address::is_zero) {
+        if self.value.is_zero() || roles.iter().any(|role| role.is_zero()) {
             return Err(Failure::Nothing.into());
         }
         let id = terms.id();
@@ -212,12 +212,9 @@ impl<B: Book> Run<'_, B> {
         let agreement = &signed.document;
         let channel = self.channel_of(&agreement.channel, "host", |terms| terms.host)?;
         let refuse = |error: String| Failure::Document(format!("agreement refused: {error}"));
-        signed
-            .verify(self.around.domain, channel.terms.renter)
-            .map_err(|error| refuse(error.to_string()))?;
+        signed.verify(self.around.domain, channel.terms.renter).map_err(|error| refuse(error.to_string()))?;
         agreement.check(channel.terms.window).map_err(|error| refuse(error.to_string()))?;
-        let mut stream =
-            self.book.stream(&agreement.channel, &agreement.id).map_err(Halt::Book)?;
+        let mut stream = self.book.stream(&agreement.channel, &agreement.id).map_err(Halt::Book)?;
         let rule = |holds: bool, why: &str| {
             if holds { Ok(()) } else { Err(Failure::Epoch { epoch, why: why.to_owned() }) }
         };
@@ -321,3 +318,7 @@ impl<B: Book> Run<'_, B> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "rules_tests.rs"]
+pub(crate) mod tests;

@@ -9,9 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::{MAX_WATCH, Refusal, Settlement, SettlementError};
 use crate::cbor;
-use crate::embedded::{
-    Account, Channel, HistoryEntry, Ledger, Receipt, Status, Stream, SubmitError,
-};
+use crate::embedded::{Account, Channel, HistoryEntry, Ledger, Receipt, Status, Stream, SubmitError};
 use crate::typed::{Call, Domain, Signed};
 
 /// Database calls of a ledger at a time. Writing is one after the other anyway; reads are short.
@@ -135,10 +133,10 @@ impl Settlement for LocalLedger {
     async fn watch(&self, after_seq: u64, max_wait: Duration) -> Result<Status, SettlementError> {
         let mut events = self.ledger.subscribe();
         // Timing out is an ordinary end of a wait, and the sender lives as long as the ledger.
-        let wait = events.wait_for(|seq| *seq > after_seq);
+        let wait = async { events.wait_for(|seq| *seq > after_seq).await.is_ok() };
         match tokio::time::timeout(max_wait.min(MAX_WATCH), wait).await {
-            Ok(Err(_)) => Err(SettlementError::Unreachable("the ledger is shutting down".to_owned())),
-            Ok(Ok(_)) | Err(_) => self.status().await,
+            Ok(false) => Err(SettlementError::Unreachable("the ledger is shutting down".to_owned())),
+            Ok(true) | Err(_) => self.status().await,
         }
     }
 }

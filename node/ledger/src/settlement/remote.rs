@@ -86,10 +86,10 @@ impl RemoteLedger {
     async fn ask(&self, query: Query) -> Result<(Answer, Status), SettlementError> {
         let before = self.last_seq()?;
         let mut nonce = FixedBytes::<16>::ZERO;
-        getrandom::fill(nonce.as_mut_slice()).map_err(|error| SettlementError::Unreachable(error.to_string()))?;
+        getrandom::fill(nonce.as_mut_slice())
+            .map_err(|error| SettlementError::Unreachable(error.to_string()))?;
         let request = cbor::encode(&Request { nonce, query });
-        let response =
-            self.transport.ask(request.clone()).await.map_err(SettlementError::Unreachable)?;
+        let response = self.transport.ask(request.clone()).await.map_err(SettlementError::Unreachable)?;
         let forged = |error: String| SettlementError::Forged(error);
         let reply: Reply =
             cbor::decode(&response, MAX_RESPONSE).map_err(|error| forged(error.to_string()))?;
@@ -123,7 +123,8 @@ impl RemoteLedger {
             }
             let due = match view.marked {
                 Some(on_disk) => {
-                    on_disk.seq != seen.status.seq || seen.status.time >= on_disk.time.saturating_add(TIME_MARK)
+                    on_disk.seq != seen.status.seq
+                        || seen.status.time >= on_disk.time.saturating_add(TIME_MARK)
                 }
                 None => true,
             };
@@ -239,7 +240,9 @@ impl Settlement for RemoteLedger {
     async fn submit(&self, call: &Signed<Call>) -> Result<Receipt, SettlementError> {
         let bytes = ByteBuf::from(cbor::encode(call));
         match self.ask(Query::Submit(bytes)).await?.0 {
-            Answer::Receipt(Some(receipt)) if receipt.digest == call.document.digest(&self.domain) => Ok(receipt),
+            Answer::Receipt(Some(receipt)) if receipt.digest == call.document.digest(&self.domain) => {
+                Ok(receipt)
+            }
             Answer::Refused(refusal) => Err(SettlementError::Refused(refusal)),
             _ => unexpected(),
         }

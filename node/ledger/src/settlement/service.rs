@@ -33,7 +33,9 @@ const WATCHERS: usize = 1024;
 #[derive(Debug, Error)]
 pub enum ServiceError {
     /// The key is not the operator's.
-    #[error("this node's key is {found}, but the ledger's operator is {operator}: replies could not be signed")]
+    #[error(
+        "this node's key is {found}, but the ledger's operator is {operator}: replies could not be signed"
+    )]
     NotOperator {
         /// The key at hand.
         found: PublicKey,

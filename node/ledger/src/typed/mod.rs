@@ -18,8 +18,8 @@ mod signed;
 
 pub(crate) use abi::Reply as AbiReply;
 pub use channel::ChannelTerms;
-pub use documents::{Agreement, AgreementError, Call, Calldata, Offer, Voucher};
 pub(crate) use documents::signing_hash;
+pub use documents::{Agreement, AgreementError, Call, Calldata, Offer, Voucher};
 pub use domain::{BTTC_CHAIN_ID, Domain, EMBEDDED_CHAIN_ID};
 pub use operation::{ClaimLeaf, Operation, OperationError};
 pub use signed::{Document, Signed, VerifiedVoucher, VoucherError};
