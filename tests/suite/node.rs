@@ -62,7 +62,8 @@ impl Node {
         let output = self.run(&with_json);
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "btfs {}: {told}{}", arguments.join(" "), self.log_tail());
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("btfs {}: {error}", arguments.join(" ")))
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("btfs {}: {error}", arguments.join(" ")))
     }
 
     /// Runs a command that must fail with exit status 1; what it said.
@@ -76,11 +77,18 @@ impl Node {
 
     /// Starts the daemon and waits until it is ready.
     pub fn start(&mut self) {
-        let log = std::fs::File::options().create(true).append(true).open(self.file("daemon.log")).expect("a log");
-        let mut child =
-            self.command(&["daemon", "--json"]).stdout(Stdio::piped()).stderr(log).spawn().expect("btfs runs");
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.file("daemon.log")).expect("a log");
+        let mut child = self
+            .command(&["daemon", "--json"])
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("btfs runs");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("stdout is a pipe")).read_line(&mut line).expect("stdout is read");
+        BufReader::new(child.stdout.take().expect("stdout is a pipe"))
+            .read_line(&mut line)
+            .expect("stdout is read");
         let ready = serde_json::from_str(&line)
             .unwrap_or_else(|error| panic!("the daemon said {line:?} ({error}){}", self.log_tail()));
         self.daemon = Some(Daemon { child, ready });
@@ -105,7 +113,10 @@ impl Node {
     pub fn address(&self, part: &str) -> String {
         let swarm = self.ready()["swarm"].as_array().expect("addresses");
         let mut addresses = swarm.iter().filter_map(Value::as_str);
-        addresses.find(|address| address.contains(part)).unwrap_or_else(|| panic!("no {part} in {swarm:?}")).to_owned()
+        addresses
+            .find(|address| address.contains(part))
+            .unwrap_or_else(|| panic!("no {part} in {swarm:?}"))
+            .to_owned()
     }
 
     /// Where BitTorrent peers are answered.
@@ -131,7 +142,8 @@ impl Node {
 
     /// Peak resident memory of the daemon in bytes.
     pub fn peak_memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon runs");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
         let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number");
         kib * 1024

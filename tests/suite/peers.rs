@@ -21,7 +21,9 @@ pub fn peer(path: &str) -> PathBuf {
 /// The `btfs` program; panics when it is missing.
 #[allow(dead_code, reason = "each subject uses the peers it needs")]
 pub fn btfs() -> PathBuf {
-    let path = PathBuf::from(std::env::var_os("BTFS_BIN").expect("BTFS_BIN names the btfs program; `make test` sets it"));
+    let path = PathBuf::from(
+        std::env::var_os("BTFS_BIN").expect("BTFS_BIN names the btfs program; `make test` sets it"),
+    );
     assert!(path.exists(), "{} is missing: run `make build`", path.display());
     path
 }
