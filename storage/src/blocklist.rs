@@ -362,7 +362,10 @@ mod tests {
         BlockRef { cid: inline, size: 3 }.encode_into(&mut entry);
         assert_eq!(BlockList::decode(&entry), Err(ListError::Unverifiable { cid: inline }));
         let mut entry = Vec::new();
-        BlockRef { cid: cid_v1(RAW, b""), size: 0 }.encode_into(&mut entry);
+        BlockRef { cid: cid_v1(RAW, b""), size: 1 }.encode_into(&mut entry);
+        assert!(matches!(BlockList::decode(&entry), Err(ListError::Unverifiable { .. })));
+        let mut entry = Vec::new();
+        BlockRef { cid: cid_v1(RAW, b"x"), size: 0 }.encode_into(&mut entry);
         assert!(matches!(BlockList::decode(&entry), Err(ListError::Size { size: 0, .. })));
     }
 

@@ -66,9 +66,21 @@ pub fn cid_from_digest(codec: u64, mh_code: u64, digest: &[u8]) -> Cid {
     Cid::new_v1(codec, hash)
 }
 
-/// The bytes that a CID with an identity hash carries, or `None` for any other CID.
+/// SHA2-256 of nothing.
+const EMPTY_SHA2_256: [u8; 32] = [
+    0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24, 0x27,
+    0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
+];
+
+/// The bytes of a block that its CID alone gives: those an identity hash carries, and none for the empty block, which
+/// an empty file consists of. Such blocks are never stored, fetched, listed or lost. `None` for any other CID.
 pub fn inline(cid: &Cid) -> Option<&[u8]> {
-    (cid.hash().code() == IDENTITY).then(|| cid.hash().digest())
+    let hash = cid.hash();
+    match hash.code() {
+        IDENTITY => Some(hash.digest()),
+        SHA2_256 if hash.digest() == EMPTY_SHA2_256 => Some(&[]),
+        _ => None,
+    }
 }
 
 /// Whether [`verify`] knows the hash function of `cid`.
@@ -120,6 +132,7 @@ mod tests {
         }
         assert_eq!(inline(&cid_from_digest(RAW, IDENTITY, b"x")), Some(&b"x"[..]));
         assert_eq!(inline(&cid_v1(RAW, b"x")), None);
+        assert_eq!(inline(&cid_v1(RAW, b"")), Some(&b""[..]), "the empty block needs no store");
     }
 
     #[test]

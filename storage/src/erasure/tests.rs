@@ -1,12 +1,59 @@
 //! Parity vectors, any loss of at most m a stripe, and what must be refused.
 
+use std::io::Read;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::hash::{DAG_CBOR, RAW, cid_v1};
+use crate::import::{Profile, import_reader};
 use crate::layout::{Layout, Redundancy};
+use crate::read::{FileReader, walk};
 use crate::testing::MemoryBlocks;
 use crate::{BlockSource, Bytes};
+
+/// A file imported with a profile, and its distinct blocks in depth-first order.
+fn imported(profile: &Profile, len: usize) -> (Cid, Vec<(Cid, u64)>, MemoryBlocks) {
+    let mut store = MemoryBlocks::default();
+    let file = bytes_of(99, len);
+    let root = import_reader(&file[..], profile, &mut store, &mut |_| ()).unwrap().root;
+    let listed = walk(&store, &root).collect::<Result<Vec<_>, _>>().unwrap();
+    (root, listed, store)
+}
+
+/// What of `all` the hosts of the given columns hold.
+fn held(layout: &Layout, columns: &[usize], all: &MemoryBlocks) -> MemoryBlocks {
+    let mut left = MemoryBlocks::default();
+    for (cid, size) in columns.iter().flat_map(|column| layout.column(*column)) {
+        let data = all.get(&cid).unwrap().unwrap();
+        assert_eq!(data.len() as u64, size);
+        left.0.insert(cid.hash().to_bytes(), data);
+    }
+    left
+}
+
+#[test]
+fn files_of_both_profiles_come_back_from_any_k_columns() {
+    const LEN: usize = 7_000_000;
+    for profile in Profile::ALL {
+        let (root, listed, store) = imported(&profile, LEN);
+        let plan = plan(listed, 2, 3).unwrap();
+        let mut all = store.clone();
+        let layout = encode(&store, &root, &plan, &mut all, &mut |_| ()).unwrap();
+        for pair in [[0, 1], [0, 3], [1, 4], [2, 3], [3, 4]] {
+            let mut left = held(&layout, &pair, &all);
+            let layout = Layout::load(&layout.cid(), &left).unwrap();
+            let missing: Vec<Cid> =
+                layout.data_blocks().map(|(cid, _)| cid).filter(|cid| !left.has(cid).unwrap()).collect();
+            let mut rebuilt = MemoryBlocks::default();
+            reconstruct(&layout, missing, &left, &mut rebuilt).unwrap();
+            left.0.extend(rebuilt.0);
+            let mut file = Vec::new();
+            FileReader::open(&left, &layout.root()).unwrap().read_to_end(&mut file).unwrap();
+            assert!(file == bytes_of(99, LEN), "{} from columns {pair:?}", profile.name());
+        }
+    }
+}
 
 /// Bytes that look random and follow from `seed` alone.
 fn bytes_of(seed: u64, len: usize) -> Bytes {
