@@ -1,17 +1,17 @@
 //! The layout: the immutable description of shards, stripes and parity of one stored content.
 //!
-//! A layout is made once, before any agreement ([`erasure::encode`](crate::erasure::encode)), goes to every host, and its CID is the
-//! handle of the stored thing. Whoever has it can rebuild: it names not only the parity blocks but every data block
+//! A layout is made once, before any agreement ([`erasure::encode`](crate::erasure::encode)), goes to every host, and
+//! its CID is the handle of the stored thing. Whoever has it can rebuild: it names not only the parity blocks but every data block
 //! with its size, shard by shard, so that a reader who lost interior nodes too still knows what was where.
 //!
 //! On disk it is a small DAG of DAG-CBOR blocks, none over 1 MiB: a root with the parameters and links to pages of
-//! stripes ([`wire`]). The described blocks are *named* in it, as byte strings, not linked: a layout describes the
+//! stripes (`wire.rs`). The described blocks are *named* in it, as byte strings, not linked: a layout describes the
 //! content and does not contain it, so pinning or walking a layout takes its own blocks and no others.
 //!
 //! A layout may come from anyone ("layout of this root?"). It is decoded strictly, under caps that are checked before
 //! anything is allocated, and cannot harm if it is false: what is rebuilt by it must hash to its CIDs.
 //!
-//! Who holds what follows from the layout alone: [`Layout::column`] ([`placement`]).
+//! Who holds what follows from the layout alone: [`Layout::column`] (`placement.rs`).
 
 mod placement;
 mod wire;
