@@ -114,6 +114,7 @@ struct Inner {
     key: SecretKey,
     address: Address,
     settlement: Arc<dyn Settlement>,
+    retries: &'static [Duration],
     /// One call at a time.
     turn: tokio::sync::Mutex<()>,
 }
@@ -121,8 +122,17 @@ struct Inner {
 impl Wallet {
     /// The wallet of `key` on a settlement.
     pub fn new(db: StateDb, key: SecretKey, settlement: Arc<dyn Settlement>) -> Wallet {
-        let address = key.address();
-        Wallet { inner: Arc::new(Inner { db, key, address, settlement, turn: tokio::sync::Mutex::new(()) }) }
+        Wallet::with_retries(db, key, settlement, &RETRIES)
+    }
+
+    fn with_retries(
+        db: StateDb,
+        key: SecretKey,
+        settlement: Arc<dyn Settlement>,
+        retries: &'static [Duration],
+    ) -> Wallet {
+        let (address, turn) = (key.address(), tokio::sync::Mutex::new(()));
+        Wallet { inner: Arc::new(Inner { db, key, address, settlement, retries, turn }) }
     }
 
     /// The account this wallet spends from.
@@ -312,7 +322,7 @@ impl Wallet {
 
     /// Sends a recorded call until its fate is known, and records that.
     async fn see_through(&self, record: &Record) -> Result<Receipt, WalletError> {
-        let mut pauses = RETRIES.iter();
+        let mut pauses = self.inner.retries.iter();
         let fate = loop {
             match self.inner.settlement.submit(&record.call).await {
                 Err(SettlementError::Unreachable(_) | SettlementError::Refused(Refusal::Internal(_)))

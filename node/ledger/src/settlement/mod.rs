@@ -17,7 +17,7 @@ mod remote;
 mod service;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::time::Duration;
 
