@@ -55,8 +55,8 @@ mod tests {
     #[test]
     fn one_value_has_one_encoding() {
         assert_eq!(decode::<u64>(&[0x07], 16), Ok(7));
-        assert_eq!(decode::<u64>(&[0x07, 0x00], 16).is_err(), true, "trailing byte");
-        assert_eq!(decode::<u64>(&[0x18, 0x07], 16).is_err(), true, "longer than needed");
+        assert!(decode::<u64>(&[0x07, 0x00], 16).is_err(), "trailing byte");
+        assert!(decode::<u64>(&[0x18, 0x07], 16).is_err(), "longer than needed");
         assert_eq!(decode::<u64>(&[0x1b; 17], 16), Err(CborError::TooLarge { size: 17, cap: 16 }));
         assert!(decode::<Vec<u64>>(&[0x9f, 0x01, 0xff], 16).is_err(), "indefinite length");
     }
