@@ -1,7 +1,7 @@
 //! Money: BTT amounts, keys, signed documents and settlement.
 //!
 //! Everything in this repository that touches money passes through this crate. The market builds and checks
-//! [`typed`] documents with it, the node keeps its key in a [`keyfile`] and pays through a [`Wallet`](wallet::Wallet),
+//! [`typed`] documents with it, the node keeps its key in a [`keyfile`] and pays through a [`Wallet`],
 //! and one node of a private network runs the [`embedded`] ledger and serves it to the others.
 //!
 //! | part | what it does |
@@ -38,6 +38,19 @@ pub use settlement::{LedgerService, LedgerTransport, LocalLedger, RemoteLedger, 
 pub use wallet::Wallet;
 
 /// The names of all tables of this crate, to open the state database with.
-pub fn tables() -> Vec<&'static str> {
-    [&embedded::TABLES[..], &settlement::TABLES, &wallet::TABLES].concat()
-}
+pub const TABLES: [&str; 12] = {
+    let parts: [&[&str]; 3] = [&embedded::TABLES, &settlement::TABLES, &wallet::TABLES];
+    let mut all = [""; 12];
+    let (mut at, mut part) = (0, 0);
+    while part < parts.len() {
+        let mut i = 0;
+        while i < parts[part].len() {
+            all[at] = parts[part][i];
+            at += 1;
+            i += 1;
+        }
+        part += 1;
+    }
+    assert!(at == all.len(), "the parts have as many tables as are named here");
+    all
+};

@@ -96,7 +96,8 @@ pub trait Settlement: Send + Sync {
     /// What every document for this settlement is signed for.
     fn domain(&self) -> Domain;
 
-    /// Settlement time as it is known here, going on from what was told last; `None` before the first answer.
+    /// Settlement time as it is known here, going on from what was told last; `None` before the first answer of all.
+    /// Behind the truth while the ledger is out of reach and its clock was stepped, never before what was told.
     fn now(&self) -> Option<u64>;
 
     /// The settlement's state in one line, freshly asked.

@@ -17,7 +17,7 @@ pub(crate) fn key(byte: u8) -> SecretKey {
 }
 
 pub(crate) fn state(folder: &tempfile::TempDir, name: &str) -> StateDb {
-    StateDb::open(&folder.path().join(name), &crate::tables()).unwrap()
+    StateDb::open(&folder.path().join(name), &crate::TABLES).unwrap()
 }
 
 /// What the pipe does with the next request.
