@@ -17,14 +17,23 @@
 //! Invariants: nothing is stored or announced to peers before its piece hash matched and it is durable; a seed never reads what
 //! nobody asked for; every queue, buffer and message has a named cap.
 
+pub mod assemble;
 pub mod bencode;
 pub mod bitfield;
+pub mod bridge;
 pub mod choker;
+pub mod create;
 pub mod depth;
+pub mod engine;
 pub mod infohash;
 pub mod layout;
 pub mod magnet;
 pub mod metainfo;
 pub mod picker;
+pub mod records;
 pub mod tracker;
 pub mod wire;
+
+pub use engine::{Engine, EngineConfig, EngineError, Limits, Phase, TorrentId, TorrentSource, TorrentStatus};
+pub use infohash::InfoHash;
+pub use magnet::Magnet;
