@@ -23,7 +23,7 @@ use sha2::Sha256;
 
 use crate::bitfield::Bitfield;
 use crate::infohash::InfoHash;
-use crate::layout::{LeafRange, Layout};
+use crate::layout::{Layout, LeafRange};
 use crate::metainfo::{FileKind, Info};
 use crate::records::{self, LEAVES, TORRENTS};
 
@@ -185,10 +185,16 @@ impl Assembler {
         let hash = self.info.hash();
         if !self.fresh.is_empty() {
             let mut batch = store.state().batch();
-            let mut record = store.state().get(&TORRENTS, &hash.0).map_err(StoreError::from)?.ok_or(AssembleError::Removed)?;
+            let mut record = store
+                .state()
+                .get(&TORRENTS, &hash.0)
+                .map_err(StoreError::from)?
+                .ok_or(AssembleError::Removed)?;
             let mut cids = Vec::with_capacity(self.fresh.len());
             for (leaf, digest) in &self.fresh {
-                batch.put(&LEAVES, &(hash.0, u64::from(*leaf)), &ByteArray::new(*digest)).map_err(StoreError::from)?;
+                batch
+                    .put(&LEAVES, &(hash.0, u64::from(*leaf)), &ByteArray::new(*digest))
+                    .map_err(StoreError::from)?;
                 cids.push(hash::cid_from_digest(hash::RAW, hash::SHA2_256, digest));
             }
             let pin = Pin {
@@ -206,7 +212,8 @@ impl Assembler {
         }
         self.fresh_bytes = 0;
         let leaves = std::mem::take(&mut self.fresh);
-        let stored = |p: &u32| self.layout.leaf_ranges(*p).iter().all(|r| self.digests[r.leaf as usize].is_some());
+        let stored =
+            |p: &u32| self.layout.leaf_ranges(*p).iter().all(|r| self.digests[r.leaf as usize].is_some());
         let pieces: Vec<u32> = self.pending.iter().copied().filter(stored).collect();
         pieces.iter().for_each(|p| {
             self.pending.remove(p);
@@ -224,7 +231,8 @@ impl Assembler {
         let root = self.build(&mut ingest)?;
         let mut batch = store.state().batch();
         let state = store.state();
-        let mut record = state.get(&TORRENTS, &hash.0).map_err(StoreError::from)?.ok_or(AssembleError::Removed)?;
+        let mut record =
+            state.get(&TORRENTS, &hash.0).map_err(StoreError::from)?.ok_or(AssembleError::Removed)?;
         records::drop_progress(store, &mut batch, &hash, &mut record)?;
         records::pin_root(store, &mut batch, &self.info, &root.root)?;
         record.root = Some(root.root);
@@ -252,7 +260,12 @@ impl Assembler {
         Ok(directory.finish(ingest)?)
     }
 
-    fn build_file(&self, index: usize, profile: &Profile, ingest: &mut Ingest) -> Result<Imported, AssembleError> {
+    fn build_file(
+        &self,
+        index: usize,
+        profile: &Profile,
+        ingest: &mut Ingest,
+    ) -> Result<Imported, AssembleError> {
         let mut builder = FileBuilder::new(profile);
         for leaf in self.layout.leaves_of_file(index) {
             let (_, size) = self.layout.leaf_span(leaf);
@@ -284,7 +297,11 @@ fn put_link(path: &[String], target: &[String], ingest: &mut Ingest) -> Result<I
 }
 
 /// The digests of a download's durable leaves, and which of its pieces are wholly stored.
-pub fn resume(store: &Store, hash: &InfoHash, layout: &Layout) -> Result<(Vec<Option<[u8; 32]>>, Bitfield), StoreError> {
+pub fn resume(
+    store: &Store,
+    hash: &InfoHash,
+    layout: &Layout,
+) -> Result<(Vec<Option<[u8; 32]>>, Bitfield), StoreError> {
     let mut digests = vec![None; layout.leaf_count() as usize];
     for entry in store.state().scan(&LEAVES, &hash.0) {
         let ((_, leaf), digest) = entry?;

@@ -218,7 +218,9 @@ impl<'a> Parser<'a> {
                 return Err(BencodeError::Unexpected(self.pos - 1));
             }
             let digit = i64::from(byte - b'0');
-            let next = n.checked_mul(10).and_then(|n| if negative { n.checked_sub(digit) } else { n.checked_add(digit) });
+            let next = n
+                .checked_mul(10)
+                .and_then(|n| if negative { n.checked_sub(digit) } else { n.checked_add(digit) });
             n = next.ok_or(BencodeError::Integer(start))?;
         }
         let len = self.pos - 1 - digits;
@@ -324,7 +326,8 @@ mod tests {
         leaf.prop_recursive(4, 40, 6, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..6).prop_map(Owned::List),
-                prop::collection::btree_map(prop::collection::vec(any::<u8>(), 0..8), inner, 0..6).prop_map(Owned::Dict),
+                prop::collection::btree_map(prop::collection::vec(any::<u8>(), 0..8), inner, 0..6)
+                    .prop_map(Owned::Dict),
             ]
         })
     }
@@ -362,7 +365,17 @@ mod tests {
 
     #[test]
     fn two_readings_are_refused() {
-        for bad in ["i01e", "i-0e", "ie", "i-e", "01:a", "-1:a", "d1:ai1e1:ai2ee", "i9223372036854775808e", "di1ei2ee"] {
+        for bad in [
+            "i01e",
+            "i-0e",
+            "ie",
+            "i-e",
+            "01:a",
+            "-1:a",
+            "d1:ai1e1:ai2ee",
+            "i9223372036854775808e",
+            "di1ei2ee",
+        ] {
             assert!(parse(bad.as_bytes()).is_err(), "{bad}");
         }
         assert_eq!(parse(b"i-9223372036854775808e").unwrap(), Value::Int(i64::MIN));

@@ -144,10 +144,13 @@ impl Content {
             return Err(BridgeError::OutOfRange);
         }
         let mut out = Vec::with_capacity(1);
-        for segment in self.layout.segments(self.layout.piece_start(piece) + u64::from(begin), u64::from(len)) {
+        for segment in self.layout.segments(self.layout.piece_start(piece) + u64::from(begin), u64::from(len))
+        {
             match segment {
                 Segment::Pad { len } => out.push(Bytes::from_static(&ZEROS[..len as usize])),
-                Segment::File { file, start, len } => self.read_file(store, cache, file, start, len, &mut out).await?,
+                Segment::File { file, start, len } => {
+                    self.read_file(store, cache, file, start, len, &mut out).await?
+                }
             }
         }
         Ok(out)
@@ -184,7 +187,13 @@ impl Content {
         Ok(())
     }
 
-    async fn window(self: &Arc<Self>, store: &Store, cache: &WindowCache, file: u32, number: u64) -> Result<Window, BridgeError> {
+    async fn window(
+        self: &Arc<Self>,
+        store: &Store,
+        cache: &WindowCache,
+        file: u32,
+        number: u64,
+    ) -> Result<Window, BridgeError> {
         let key = (self.info.hash(), file, number);
         if let Some(window) = cache.get(&key) {
             return Ok(window);

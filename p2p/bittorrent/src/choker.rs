@@ -80,7 +80,14 @@ impl Choker {
     }
 
     /// Decides anew. Returns the connections to be unchoked; all others are choked.
-    pub fn round(&mut self, now: u64, peers: &[PeerView], seeding: bool, ranking: &dyn Ranking, random: u32) -> Vec<ConnId> {
+    pub fn round(
+        &mut self,
+        now: u64,
+        peers: &[PeerView],
+        seeding: bool,
+        ranking: &dyn Ranking,
+        random: u32,
+    ) -> Vec<ConnId> {
         let known: HashMap<ConnId, &PeerView> = peers.iter().map(|p| (p.conn, p)).collect();
         self.last_held.retain(|c, _| known.contains_key(c));
         let mut wanting: Vec<&PeerView> = peers.iter().filter(|p| p.interested).collect();
@@ -121,7 +128,13 @@ impl Choker {
         sent < self.quota_bytes || now.saturating_sub(slot.since) < MIN_SLOT_SECONDS
     }
 
-    fn leeching(&mut self, now: u64, wanting: &[&PeerView], ranking: &dyn Ranking, random: u32) -> Vec<ConnId> {
+    fn leeching(
+        &mut self,
+        now: u64,
+        wanting: &[&PeerView],
+        ranking: &dyn Ranking,
+        random: u32,
+    ) -> Vec<ConnId> {
         let mut ranked: Vec<&&PeerView> = wanting.iter().collect();
         ranked.sort_by_key(|p| (std::cmp::Reverse(ranking.rank(p, false)), p.conn));
         let regular = self.slots.saturating_sub(1);
@@ -132,7 +145,8 @@ impl Choker {
                 && wanting.iter().any(|p| p.conn == *conn)
         });
         let rest = &ranked[regular.min(ranked.len())..];
-        self.optimistic = current.or_else(|| rest.get(random as usize % rest.len().max(1)).map(|p| (p.conn, now)));
+        self.optimistic =
+            current.or_else(|| rest.get(random as usize % rest.len().max(1)).map(|p| (p.conn, now)));
         chosen.extend(self.optimistic.map(|(conn, _)| conn));
         chosen
     }
@@ -140,7 +154,8 @@ impl Choker {
     fn hold(&mut self, now: u64, known: &HashMap<ConnId, &PeerView>, chosen: Vec<ConnId>) -> Vec<ConnId> {
         let before = std::mem::take(&mut self.held);
         for conn in &chosen {
-            let fresh = || Slot { since: now, uploaded_at_start: known.get(conn).map_or(0, |p| p.uploaded_total) };
+            let fresh =
+                || Slot { since: now, uploaded_at_start: known.get(conn).map_or(0, |p| p.uploaded_total) };
             let slot = before.get(conn).copied();
             // A slot whose quota is used up but that nobody else needs starts a new term.
             let slot = slot.filter(|s| known.get(conn).is_some_and(|p| self.keeps(s, p, now)));

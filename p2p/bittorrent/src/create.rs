@@ -22,7 +22,9 @@ use crate::assemble::link_text;
 use crate::infohash::InfoHash;
 use crate::layout::LEAF;
 use crate::magnet::Magnet;
-use crate::metainfo::{FileEntry, FileKind, Info, MAX_PIECE_LENGTH, MAX_TOTAL, MIN_PIECE_LENGTH, Metainfo, MetainfoError};
+use crate::metainfo::{
+    FileEntry, FileKind, Info, MAX_PIECE_LENGTH, MAX_TOTAL, MIN_PIECE_LENGTH, Metainfo, MetainfoError,
+};
 use crate::records;
 
 /// Most pieces that we choose; larger content gets longer pieces.
@@ -38,7 +40,9 @@ const MAX_DEPTH: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// A v1 torrent has no way to say this.
-    #[error("no torrent was made: {path:?} is {what}, which a torrent cannot hold; the content itself is unaffected")]
+    #[error(
+        "no torrent was made: {path:?} is {what}, which a torrent cannot hold; the content itself is unaffected"
+    )]
     Unrepresentable {
         /// The entry, from the root.
         path: String,
@@ -46,7 +50,9 @@ pub enum CreateError {
         what: &'static str,
     },
     /// Not the default profile.
-    #[error("no torrent was made: a torrent's content has profile {}, not {0}; the content itself is unaffected", Profile::V1_2025.name())]
+    #[error(
+        "no torrent was made: a torrent's content has profile unixfs-v1-2025, not {0}; the content itself is unaffected"
+    )]
     Profile(&'static str),
     /// The info dictionary would break a rule: too many pieces for 2 MiB, an unusable name.
     #[error("no torrent was made: {0}")]
@@ -83,7 +89,10 @@ impl TorrentFile {
 
     /// The magnet link.
     pub fn magnet(&self) -> Magnet {
-        Magnet { trackers: self.trackers.clone(), ..Magnet::v1(self.info.hash(), Some(self.info.name.clone())) }
+        Magnet {
+            trackers: self.trackers.clone(),
+            ..Magnet::v1(self.info.hash(), Some(self.info.name.clone()))
+        }
     }
 
     /// The bytes of the `.torrent` file.
@@ -177,7 +186,12 @@ pub struct Hasher {
 
 impl Hasher {
     /// For a file or directory that is about to be imported; its piece length follows from its sizes.
-    pub fn for_path(path: &Path, profile: &Profile, options: &ImportOptions, name: &str) -> Result<Hasher, CreateError> {
+    pub fn for_path(
+        path: &Path,
+        profile: &Profile,
+        options: &ImportOptions,
+        name: &str,
+    ) -> Result<Hasher, CreateError> {
         if *profile != Profile::V1_2025 {
             return Err(CreateError::Profile(profile.name()));
         }
@@ -286,7 +300,8 @@ pub fn from_root(
     list(src, root, &mut Vec::new(), &mut entries)?;
     let sizes = entries.iter().filter_map(|e| if let What::File(size) = e.what { Some(size) } else { None });
     let (total, files) = sizes.fold((0u64, 0u64), |(total, n), size| (total.saturating_add(size), n + 1));
-    let mut maker = Hasher::new(name, piece_length.unwrap_or_else(|| self::piece_length(total.min(MAX_TOTAL), files)));
+    let mut maker =
+        Hasher::new(name, piece_length.unwrap_or_else(|| self::piece_length(total.min(MAX_TOTAL), files)));
     let mut done = 0;
     for entry in entries {
         match entry.what {
@@ -322,7 +337,12 @@ enum What {
 }
 
 /// All entries below `cid` in the order of an import: by name, a directory after what is in it.
-fn list(src: &dyn BlockSource, cid: &Cid, path: &mut Vec<String>, out: &mut Vec<Listed>) -> Result<(), CreateError> {
+fn list(
+    src: &dyn BlockSource,
+    cid: &Cid,
+    path: &mut Vec<String>,
+    out: &mut Vec<Listed>,
+) -> Result<(), CreateError> {
     let stat = read::stat(src, cid)?;
     let what = match stat.kind {
         Kind::File => What::File(stat.size),
@@ -352,7 +372,9 @@ fn list(src: &dyn BlockSource, cid: &Cid, path: &mut Vec<String>, out: &mut Vec<
 
 fn link_target(src: &dyn BlockSource, cid: &Cid) -> Result<Bytes, CreateError> {
     let block = src.get(cid).map_err(ReadError::from)?.ok_or(ReadError::Missing(*cid))?;
-    match btfs_storage::unixfs::Node::decode(cid, &block).map_err(|source| ReadError::UnixFs { cid: *cid, source })? {
+    match btfs_storage::unixfs::Node::decode(cid, &block)
+        .map_err(|source| ReadError::UnixFs { cid: *cid, source })?
+    {
         btfs_storage::unixfs::Node::Symlink(target) => Ok(target),
         _ => Err(ReadError::NotAFile { cid: *cid, kind: Kind::Unknown }.into()),
     }

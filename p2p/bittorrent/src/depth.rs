@@ -28,7 +28,14 @@ impl Depth {
     /// For a peer that queues `reqq` requests.
     pub fn new(reqq: u32) -> Depth {
         let cap = (reqq as usize).clamp(MIN_DEPTH, MAX_DEPTH);
-        Depth { depth: (2 * MIN_DEPTH).min(cap), cap, slow_start: true, received: 0, last_second: 0, snubbed: false }
+        Depth {
+            depth: (2 * MIN_DEPTH).min(cap),
+            cap,
+            slow_start: true,
+            received: 0,
+            last_second: 0,
+            snubbed: false,
+        }
     }
 
     /// The peer told its `reqq`.

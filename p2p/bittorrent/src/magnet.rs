@@ -60,12 +60,15 @@ impl FromStr for Magnet {
         let mut magnet = Magnet { btih: None, btmh: None, name: None, trackers: vec![], peers: vec![] };
         for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
             // `xt.1`, `tr.2` are numbered forms of the same keys.
-            let key = key.split_once('.').map_or(&*key, |(k, n)| if n.parse::<u32>().is_ok() { k } else { &key });
+            let key =
+                key.split_once('.').map_or(&*key, |(k, n)| if n.parse::<u32>().is_ok() { k } else { &key });
             match key {
                 "xt" => magnet.take_hash(&value)?,
                 "dn" => magnet.name = Some(value.into_owned()),
                 "tr" if magnet.trackers.len() < MAX_HINTS => magnet.trackers.push(value.into_owned()),
-                "x.pe" if magnet.peers.len() < MAX_HINTS => magnet.peers.extend(value.parse::<SocketAddr>().ok()),
+                "x.pe" if magnet.peers.len() < MAX_HINTS => {
+                    magnet.peers.extend(value.parse::<SocketAddr>().ok())
+                }
                 _ => {}
             }
         }
@@ -132,7 +135,8 @@ mod tests {
     fn hex_base32_and_v2_hashes() {
         let hash = InfoHash([0xab; 20]);
         let base32 = data_encoding::BASE32.encode(&hash.0);
-        for text in [hash.to_string(), hash.to_string().to_uppercase(), base32.clone(), base32.to_lowercase()] {
+        for text in [hash.to_string(), hash.to_string().to_uppercase(), base32.clone(), base32.to_lowercase()]
+        {
             let magnet: Magnet = format!("magnet:?xt=urn:btih:{text}&dn=a+b%20c").parse().unwrap();
             assert_eq!(magnet.btih, Some(hash));
             assert_eq!(magnet.name.as_deref(), Some("a b c"));
@@ -148,7 +152,10 @@ mod tests {
         assert_eq!("magnet:?dn=x".parse::<Magnet>(), Err(MagnetError::NoHash));
         assert!(matches!("magnet:?xt=urn:btih:zz".parse::<Magnet>(), Err(MagnetError::BadHash(_))));
         assert!(matches!("magnet:?xt=urn:btmh:1220ff".parse::<Magnet>(), Err(MagnetError::BadHash(_))));
-        assert_eq!(format!("magnet:?{}", "x".repeat(MAX_MAGNET)).parse::<Magnet>(), Err(MagnetError::TooLong));
+        assert_eq!(
+            format!("magnet:?{}", "x".repeat(MAX_MAGNET)).parse::<Magnet>(),
+            Err(MagnetError::TooLong)
+        );
     }
 
     proptest! {

@@ -105,12 +105,20 @@ impl Info {
         let value = bencode::parse(raw)?;
         let dict = value.as_dict().ok_or(MetainfoError::Missing("info"))?;
         let Some(pieces) = dict.bytes("pieces") else {
-            return Err(if dict.get("meta version").is_some() { MetainfoError::V2Only } else { MetainfoError::Missing("pieces") });
+            return Err(if dict.get("meta version").is_some() {
+                MetainfoError::V2Only
+            } else {
+                MetainfoError::Missing("pieces")
+            });
         };
         let piece_length = dict.int("piece length").ok_or(MetainfoError::Missing("piece length"))?;
-        let piece_length = u32::try_from(piece_length).ok().filter(|n| (MIN_PIECE_LENGTH..=MAX_PIECE_LENGTH).contains(n));
-        let piece_length = piece_length
-            .ok_or_else(|| MetainfoError::Invalid(format!("piece length is not between {MIN_PIECE_LENGTH} and {MAX_PIECE_LENGTH} bytes")))?;
+        let piece_length =
+            u32::try_from(piece_length).ok().filter(|n| (MIN_PIECE_LENGTH..=MAX_PIECE_LENGTH).contains(n));
+        let piece_length = piece_length.ok_or_else(|| {
+            MetainfoError::Invalid(format!(
+                "piece length is not between {MIN_PIECE_LENGTH} and {MAX_PIECE_LENGTH} bytes"
+            ))
+        })?;
         let name = component(text(dict, "name").ok_or(MetainfoError::Missing("name"))?)?;
         let (files, multi_file) = match dict.list("files") {
             Some(list) => (parse_files(list)?, true),
@@ -119,12 +127,16 @@ impl Info {
                 (vec![FileEntry { path: vec![], length, kind: FileKind::Regular }], false)
             }
         };
-        let total = files.iter().try_fold(0u64, |sum, f| sum.checked_add(f.length).filter(|s| *s <= MAX_TOTAL));
-        let total = total.ok_or_else(|| MetainfoError::Invalid(format!("files add up to more than {MAX_TOTAL} bytes")))?;
+        let total =
+            files.iter().try_fold(0u64, |sum, f| sum.checked_add(f.length).filter(|s| *s <= MAX_TOTAL));
+        let total = total
+            .ok_or_else(|| MetainfoError::Invalid(format!("files add up to more than {MAX_TOTAL} bytes")))?;
         let expected = total.div_ceil(u64::from(piece_length)) * 20;
         if pieces.len() as u64 != expected {
             let got = pieces.len();
-            return Err(MetainfoError::Invalid(format!("{got} bytes of piece hashes where {total} bytes of files need {expected}")));
+            return Err(MetainfoError::Invalid(format!(
+                "{got} bytes of piece hashes where {total} bytes of files need {expected}"
+            )));
         }
         Ok(Info {
             name,
@@ -140,7 +152,13 @@ impl Info {
     }
 
     /// Makes the dictionary for `files` with their piece hashes (20 bytes each, in order) and checks it like a foreign one.
-    pub fn build(name: &str, piece_length: u32, files: &[FileEntry], multi_file: bool, pieces: &[u8]) -> Result<Info, MetainfoError> {
+    pub fn build(
+        name: &str,
+        piece_length: u32,
+        files: &[FileEntry],
+        multi_file: bool,
+        pieces: &[u8],
+    ) -> Result<Info, MetainfoError> {
         let mut dict = std::collections::BTreeMap::new();
         let mut put = |key: &str, value: Owned| dict.insert(key.as_bytes().to_vec(), value);
         put("name", Owned::text(name));
@@ -190,7 +208,11 @@ impl Metainfo {
     /// Parses a `.torrent` file.
     pub fn parse(bytes: &[u8]) -> Result<Metainfo, MetainfoError> {
         if bytes.len() > MAX_TORRENT_FILE {
-            return Err(MetainfoError::TooLarge { what: "torrent file", size: bytes.len(), cap: MAX_TORRENT_FILE });
+            return Err(MetainfoError::TooLarge {
+                what: "torrent file",
+                size: bytes.len(),
+                cap: MAX_TORRENT_FILE,
+            });
         }
         let value = bencode::parse(bytes)?;
         let top = value.as_dict().ok_or(MetainfoError::Missing("info"))?;
@@ -227,7 +249,8 @@ fn text<'a>(dict: &Dict<'a>, key: &str) -> Option<&'a [u8]> {
 
 fn component(bytes: &[u8]) -> Result<String, MetainfoError> {
     let name = String::from_utf8_lossy(bytes).into_owned();
-    let plain = !matches!(&*name, "" | "." | "..") && !name.contains(['/', '\0']) && name.len() <= MAX_COMPONENT;
+    let plain =
+        !matches!(&*name, "" | "." | "..") && !name.contains(['/', '\0']) && name.len() <= MAX_COMPONENT;
     if plain { Ok(name) } else { Err(MetainfoError::Invalid(format!("{name:.80?} cannot be a file name"))) }
 }
 
@@ -258,7 +281,8 @@ fn parse_file(dict: &Dict<'_>) -> Result<FileEntry, MetainfoError> {
         // The path of a pad file means nothing (usually `.pad/SIZE`) and may repeat.
         return Ok(FileEntry { path: vec![], length: length_of(dict)?, kind: FileKind::Pad });
     }
-    let path_list = dict.list("path.utf-8").or_else(|| dict.list("path")).ok_or(MetainfoError::Missing("path"))?;
+    let path_list =
+        dict.list("path.utf-8").or_else(|| dict.list("path")).ok_or(MetainfoError::Missing("path"))?;
     let entry_path = path(path_list)?;
     if attributes.contains(&b'l') {
         let target = path(dict.list("symlink path").ok_or(MetainfoError::Missing("symlink path"))?)?;
@@ -358,7 +382,9 @@ mod tests {
         refused(single(i64::MAX, 16_384, 1, "a"));
         assert_eq!(refused(b"d12:meta versioni2e4:name1:ae".to_vec()), MetainfoError::V2Only);
         assert!(matches!(refused(vec![b'd'; MAX_INFO + 1]), MetainfoError::TooLarge { .. }));
-        for files in [vec![file("a", 0), file("a", 0)], vec![file("a", 0), file("a/b", 0)], vec![file("../a", 0)]] {
+        for files in
+            [vec![file("a", 0), file("a", 0)], vec![file("a", 0), file("a/b", 0)], vec![file("../a", 0)]]
+        {
             assert!(Info::build("n", 16_384, &files, true, &[]).is_err());
         }
         assert!(Info::build("n", 16_384, &[file("a", u64::MAX), file("b", u64::MAX)], true, &[]).is_err());
@@ -367,7 +393,11 @@ mod tests {
     #[test]
     fn pads_and_links_read_back() {
         let pad = FileEntry { path: vec![], length: 16_383, kind: FileKind::Pad };
-        let link = FileEntry { path: vec!["l".into()], length: 0, kind: FileKind::Symlink(vec!["d".into(), "b".into()]) };
+        let link = FileEntry {
+            path: vec!["l".into()],
+            length: 0,
+            kind: FileKind::Symlink(vec!["d".into(), "b".into()]),
+        };
         let files = vec![file("a", 1), pad.clone(), file("d/b", 5), pad, link];
         let pieces = [1; 60];
         let info = Info::build("n", 16_384, &files, true, &pieces).unwrap();

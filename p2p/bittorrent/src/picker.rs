@@ -142,7 +142,9 @@ impl Picker {
 
     /// A peer has these pieces.
     pub fn peer_has(&mut self, field: &Bitfield) {
-        field.ones().for_each(|i| self.availability[i as usize] = self.availability[i as usize].saturating_add(1));
+        field
+            .ones()
+            .for_each(|i| self.availability[i as usize] = self.availability[i as usize].saturating_add(1));
     }
 
     /// A peer has one more piece.
@@ -154,7 +156,9 @@ impl Picker {
 
     /// A peer with these pieces left; what it owed is free again.
     pub fn peer_left(&mut self, conn: ConnId, field: &Bitfield) {
-        field.ones().for_each(|i| self.availability[i as usize] = self.availability[i as usize].saturating_sub(1));
+        field
+            .ones()
+            .for_each(|i| self.availability[i as usize] = self.availability[i as usize].saturating_sub(1));
         self.release_all(conn);
     }
 
@@ -189,7 +193,11 @@ impl Picker {
     /// Whether a peer has any piece that is still to be requested.
     pub fn interesting(&self, field: &Bitfield) -> bool {
         !self.nothing_to_request()
-            && self.state.iter().enumerate().any(|(i, s)| matches!(s, State::Missing | State::Open) && field.get(i as u32))
+            && self
+                .state
+                .iter()
+                .enumerate()
+                .any(|(i, s)| matches!(s, State::Missing | State::Open) && field.get(i as u32))
     }
 
     /// Whether this piece is still to be requested.
@@ -213,7 +221,8 @@ impl Picker {
     }
 
     fn pick_from_open(&mut self, conn: ConnId, field: &Bitfield, n: usize, out: &mut Vec<BlockRequest>) {
-        let candidates: Vec<u32> = self.open_with_free.iter().copied().filter(|p| field.get(*p)).take(n).collect();
+        let candidates: Vec<u32> =
+            self.open_with_free.iter().copied().filter(|p| field.get(*p)).take(n).collect();
         for piece in candidates {
             if out.len() >= n {
                 return;
@@ -325,7 +334,8 @@ impl Picker {
         }
         let block = &mut open.blocks[number as usize];
         let was_asked = block.asked.contains(&Some(conn));
-        if !was_asked || block.have.is_some() || data.len() != self.layout.block_size(piece, number) as usize {
+        if !was_asked || block.have.is_some() || data.len() != self.layout.block_size(piece, number) as usize
+        {
             return result;
         }
         open.buffer[begin as usize..begin as usize + data.len()].copy_from_slice(data);
@@ -356,7 +366,9 @@ impl Picker {
         self.leave_verifying(index, State::Verified);
         self.suspect.remove(&index);
         for range in self.layout.leaf_ranges(index) {
-            if self.partial.contains(&range.leaf) && self.layout.pieces_of_leaf(range.leaf).all(|p| self.done(p)) {
+            if self.partial.contains(&range.leaf)
+                && self.layout.pieces_of_leaf(range.leaf).all(|p| self.done(p))
+            {
                 self.partial.remove(&range.leaf);
                 self.committed -= u64::from(self.layout.leaf_span(range.leaf).1);
             }
@@ -388,7 +400,11 @@ impl Picker {
     /// True if memory is full of pieces and leaves that nothing asked for can complete: no block is owed and none is being
     /// verified. Happens when the peers that had the neighbouring pieces left.
     pub fn stuck(&self) -> bool {
-        let owed = || self.open.values().any(|p| p.blocks.iter().any(|b| b.have.is_none() && b.asked != [None; MAX_ASKED]));
+        let owed = || {
+            self.open
+                .values()
+                .any(|p| p.blocks.iter().any(|b| b.have.is_none() && b.asked != [None; MAX_ASKED]))
+        };
         self.committed >= self.budget && self.missing > 0 && self.verifying == 0 && !owed()
     }
 

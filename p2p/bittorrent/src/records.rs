@@ -58,7 +58,14 @@ pub fn part_pin(hash: &InfoHash, part: u32) -> PinId {
 /// A record of a torrent that nothing is stored of yet.
 pub fn new_record(name: &str, trackers: &[String]) -> TorrentRecord {
     let added = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    TorrentRecord { name: name.to_owned(), has_info: false, root: None, trackers: trackers.to_vec(), parts: 0, added }
+    TorrentRecord {
+        name: name.to_owned(),
+        has_info: false,
+        root: None,
+        trackers: trackers.to_vec(),
+        parts: 0,
+        added,
+    }
 }
 
 /// Keeps the info dictionary: block, pin, and the record that says so.
@@ -110,7 +117,8 @@ pub fn put_seed(
     root: &Cid,
     trackers: &[String],
 ) -> Result<(), StoreError> {
-    let mut record = store.state().get(&TORRENTS, &info.hash().0)?.unwrap_or_else(|| new_record(&info.name, &[]));
+    let mut record =
+        store.state().get(&TORRENTS, &info.hash().0)?.unwrap_or_else(|| new_record(&info.name, &[]));
     record.root = Some(*root);
     drop_progress(store, batch, &info.hash(), &mut record)?;
     let fresh: Vec<&String> = trackers.iter().filter(|t| !record.trackers.contains(t)).collect();

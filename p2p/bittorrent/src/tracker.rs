@@ -98,7 +98,11 @@ pub struct Answer {
 }
 
 /// Announces once to `tracker`.
-pub async fn announce(client: &reqwest::Client, tracker: &str, announce: &Announce) -> Result<Answer, TrackerError> {
+pub async fn announce(
+    client: &reqwest::Client,
+    tracker: &str,
+    announce: &Announce,
+) -> Result<Answer, TrackerError> {
     let url = announce_url(tracker, announce)?;
     // The URL may hold a passkey: it stays out of the error text.
     let unreachable = |e: reqwest::Error| TrackerError::Http(e.without_url().to_string());
@@ -162,9 +166,16 @@ pub fn parse_answer(body: &[u8]) -> Result<Answer, TrackerError> {
     let value = bencode::parse(body)?;
     let dict = value.as_dict().ok_or(TrackerError::Malformed(BencodeError::Unexpected(0)))?;
     if let Some(reason) = dict.bytes("failure reason") {
-        return Err(TrackerError::Refused(String::from_utf8_lossy(&reason[..reason.len().min(200)]).into_owned()));
+        return Err(TrackerError::Refused(
+            String::from_utf8_lossy(&reason[..reason.len().min(200)]).into_owned(),
+        ));
     }
-    let seconds = dict.int("interval").into_iter().chain(dict.int("min interval")).filter_map(|n| u64::try_from(n).ok()).max();
+    let seconds = dict
+        .int("interval")
+        .into_iter()
+        .chain(dict.int("min interval"))
+        .filter_map(|n| u64::try_from(n).ok())
+        .max();
     let interval = seconds.map_or(DEFAULT_INTERVAL, Duration::from_secs).clamp(MIN_INTERVAL, MAX_INTERVAL);
     let mut peers = Vec::new();
     match dict.get("peers") {
@@ -220,14 +231,28 @@ mod tests {
     fn the_url_keeps_the_trackers_query() {
         let url = announce_url("http://t.example:80/announce?key=a%26b", &ours(Event::Started)).unwrap();
         let query = url.query().unwrap();
-        assert!(query.starts_with(&format!("key=a%26b&info_hash={}&peer_id=%2DBF0100%2D", "%FF".repeat(20))), "{query}");
-        assert!(query.ends_with("&port=6981&uploaded=1&downloaded=2&left=3&compact=1&numwant=50&event=started"));
+        assert!(
+            query.starts_with(&format!("key=a%26b&info_hash={}&peer_id=%2DBF0100%2D", "%FF".repeat(20))),
+            "{query}"
+        );
+        assert!(
+            query.ends_with("&port=6981&uploaded=1&downloaded=2&left=3&compact=1&numwant=50&event=started")
+        );
     }
 
     #[test]
     fn unusable_trackers_are_named() {
-        for bad in ["udp://t:1/announce", "nonsense", "https://t/announce", "http://127.0.0.1:5001/api/v0/shutdown", "http://localhost/x"] {
-            assert!(matches!(announce_url(bad, &ours(Event::None)), Err(TrackerError::Unusable { .. })), "{bad}");
+        for bad in [
+            "udp://t:1/announce",
+            "nonsense",
+            "https://t/announce",
+            "http://127.0.0.1:5001/api/v0/shutdown",
+            "http://localhost/x",
+        ] {
+            assert!(
+                matches!(announce_url(bad, &ours(Event::None)), Err(TrackerError::Unusable { .. })),
+                "{bad}"
+            );
         }
         assert!(announce_url("http://127.0.0.1:6969/announce", &ours(Event::None)).is_ok());
     }
@@ -250,7 +275,9 @@ mod tests {
     #[test]
     fn refusals_are_told() {
         assert!(matches!(parse_answer(b"d14:failure reason4:goneee"), Err(TrackerError::Malformed(_))));
-        assert!(matches!(parse_answer(b"d14:failure reason4:gonee"), Err(TrackerError::Refused(r)) if r == "gone"));
+        assert!(
+            matches!(parse_answer(b"d14:failure reason4:gonee"), Err(TrackerError::Refused(r)) if r == "gone")
+        );
     }
 
     proptest! {

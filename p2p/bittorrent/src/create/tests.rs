@@ -60,7 +60,8 @@ fn a_stream_is_hashed_in_pieces() {
 fn a_tree_gives_the_same_torrent_from_disk_and_from_blocks() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(dir.path().join("b/c")).unwrap();
-    for (name, size) in [("a", 20_000), ("b/c/deep", 40_000), ("b.txt", 0), ("z", 1_100_000), (".hidden", 5)] {
+    for (name, size) in [("a", 20_000), ("b/c/deep", 40_000), ("b.txt", 0), ("z", 1_100_000), (".hidden", 5)]
+    {
         std::fs::write(dir.path().join(name), vec![name.len() as u8; size]).unwrap();
     }
     std::os::unix::fs::symlink("../a", dir.path().join("b/link")).unwrap();
@@ -69,7 +70,8 @@ fn a_tree_gives_the_same_torrent_from_disk_and_from_blocks() {
     assert_eq!(length, 16 << 10);
     let (mut memory, mut maker) = (Memory::default(), Hasher::new("tree", length));
     let imported =
-        import_path_observed(dir.path(), &Profile::V1_2025, &options, &mut memory, &mut |_| {}, &mut maker).unwrap();
+        import_path_observed(dir.path(), &Profile::V1_2025, &options, &mut memory, &mut |_| {}, &mut maker)
+            .unwrap();
     let info = maker.finish(imported.root).unwrap().info;
     let paths: Vec<String> = info.files.iter().map(|f| f.path.join("/")).collect();
     assert_eq!(paths, ["a", "b/c/deep", "b/link", "b.txt", "z"]);
@@ -87,8 +89,12 @@ fn what_a_torrent_cannot_hold_is_named() {
     let (mut memory, mut maker) = (Memory::default(), Hasher::new("t", 16 << 10));
     let options = ImportOptions::default();
     let imported =
-        import_path_observed(dir.path(), &Profile::V1_2025, &options, &mut memory, &mut |_| {}, &mut maker).unwrap();
-    for error in [maker.finish(imported.root).unwrap_err(), from_root(&memory, &imported.root, "t", None, &mut |_| {}).unwrap_err()] {
+        import_path_observed(dir.path(), &Profile::V1_2025, &options, &mut memory, &mut |_| {}, &mut maker)
+            .unwrap();
+    for error in [
+        maker.finish(imported.root).unwrap_err(),
+        from_root(&memory, &imported.root, "t", None, &mut |_| {}).unwrap_err(),
+    ] {
         assert!(matches!(error, CreateError::Unrepresentable { path, .. } if path == "full/empty"));
     }
 }

@@ -41,7 +41,12 @@ impl Candidates {
     /// The next address to dial; it counts as active until [`Candidates::ended`].
     pub fn next(&mut self, now: Instant) -> Option<SocketAddr> {
         let due = |k: &Known| !k.active && k.not_before <= now;
-        let addr = self.known.iter().filter(|(_, k)| due(k)).min_by_key(|(_, k)| (k.failures, k.not_before)).map(|(a, _)| *a)?;
+        let addr = self
+            .known
+            .iter()
+            .filter(|(_, k)| due(k))
+            .min_by_key(|(_, k)| (k.failures, k.not_before))
+            .map(|(a, _)| *a)?;
         self.known.get_mut(&addr)?.active = true;
         Some(addr)
     }
@@ -125,6 +130,8 @@ mod tests {
         assert_eq!(candidates.next(now), None);
         let local = SocketAddr::from(([127, 0, 0, 1], 1));
         candidates.ban(local);
-        assert!(candidates.is_banned(&local) && !candidates.is_banned(&SocketAddr::from(([127, 0, 0, 1], 2))));
+        assert!(
+            candidates.is_banned(&local) && !candidates.is_banned(&SocketAddr::from(([127, 0, 0, 1], 2)))
+        );
     }
 }

@@ -60,7 +60,8 @@ enum ConnError {
 /// Dials `addr` for `torrent` and stays until the connection ends.
 pub async fn dial(inner: Arc<Inner>, torrent: Arc<Torrent>, addr: SocketAddr, permit: OwnedSemaphorePermit) {
     let opened = async {
-        let mut stream = timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(addr)).await.map_err(|_| ConnError::Silent)??;
+        let mut stream =
+            timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(addr)).await.map_err(|_| ConnError::Silent)??;
         stream.set_nodelay(true)?;
         let ours = Handshake::ours(torrent.hash, inner.peer_id).encode();
         stream.write_all(&ours).await?;
@@ -87,7 +88,12 @@ pub async fn dial(inner: Arc<Inner>, torrent: Arc<Torrent>, addr: SocketAddr, pe
 }
 
 /// Takes an incoming connection, finds its torrent and stays until it ends.
-pub async fn accept(inner: Arc<Inner>, mut stream: TcpStream, addr: SocketAddr, _permit: OwnedSemaphorePermit) {
+pub async fn accept(
+    inner: Arc<Inner>,
+    mut stream: TcpStream,
+    addr: SocketAddr,
+    _permit: OwnedSemaphorePermit,
+) {
     let opened = async {
         stream.set_nodelay(true)?;
         let theirs = read_handshake(&mut stream).await?;
@@ -173,7 +179,9 @@ fn register(
     // The bitfield comes first, as BEP 3 wants it.
     match &swarm.have {
         Some(have) if have.is_full() && theirs.fast => first.push(Message::HaveAll),
-        Some(have) if have.count() > 0 => first.push(Message::Bitfield(Bytes::copy_from_slice(have.as_bytes()))),
+        Some(have) if have.count() > 0 => {
+            first.push(Message::Bitfield(Bytes::copy_from_slice(have.as_bytes())))
+        }
         _ if theirs.fast => first.push(Message::HaveNone),
         _ => {}
     }
@@ -265,7 +273,8 @@ impl Reader {
             }
             self.torrent.swarm.lock().refill(self.link.conn, self.inner.random());
             buf.reserve(READ_BYTES);
-            let read = timeout(PEER_TIMEOUT, socket.read_buf(&mut buf)).await.map_err(|_| ConnError::Silent)??;
+            let read =
+                timeout(PEER_TIMEOUT, socket.read_buf(&mut buf)).await.map_err(|_| ConnError::Silent)??;
             if read == 0 {
                 return Ok(());
             }
@@ -360,12 +369,17 @@ impl Reader {
         let Some(peer) = swarm.peers.get_mut(&conn) else { return Ok(After::Nothing) };
         peer.owed.remove(&request);
         peer.downloaded += u64::from(length);
-        let received = swarm.picker.as_mut().map(|p| p.received(conn, piece, begin, data)).unwrap_or_default();
+        let received =
+            swarm.picker.as_mut().map(|p| p.received(conn, piece, begin, data)).unwrap_or_default();
         if !received.accepted {
             self.torrent.wasted.fetch_add(u64::from(length), Ordering::Relaxed);
             peer.useless += 1;
             let flooding = peer.useless > MAX_USELESS;
-            return if flooding { Err(WireError::Protocol("sends blocks nobody asked for")) } else { Ok(After::Nothing) };
+            return if flooding {
+                Err(WireError::Protocol("sends blocks nobody asked for"))
+            } else {
+                Ok(After::Nothing)
+            };
         }
         peer.depth.on_block(length);
         peer.last_block = Instant::now();
@@ -435,7 +449,9 @@ impl Reader {
                         peer.downloaded += info.raw().len() as u64;
                         return Ok(After::Metadata(info));
                     }
-                    Fetched::Refused => return Err(WireError::Protocol("its metadata is of another torrent")),
+                    Fetched::Refused => {
+                        return Err(WireError::Protocol("its metadata is of another torrent"));
+                    }
                     Fetched::Unusable(error) => self.torrent.fail(error.to_string()),
                 }
             }

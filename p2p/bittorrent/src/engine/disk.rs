@@ -41,7 +41,12 @@ struct Outcome {
 }
 
 /// Runs until the download is complete, fails or is cancelled.
-pub async fn run(inner: Arc<Inner>, torrent: Arc<Torrent>, mut assembler: Assembler, mut jobs: mpsc::Receiver<DiskJob>) {
+pub async fn run(
+    inner: Arc<Inner>,
+    torrent: Arc<Torrent>,
+    mut assembler: Assembler,
+    mut jobs: mpsc::Receiver<DiskJob>,
+) {
     let mut pulse = tokio::time::interval(CHECKPOINT_EVERY);
     pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -72,7 +77,12 @@ pub async fn run(inner: Arc<Inner>, torrent: Arc<Torrent>, mut assembler: Assemb
     }
 }
 
-fn work(store: &Store, assembler: &mut Assembler, jobs: Vec<DiskJob>, due: bool) -> Result<Outcome, AssembleError> {
+fn work(
+    store: &Store,
+    assembler: &mut Assembler,
+    jobs: Vec<DiskJob>,
+    due: bool,
+) -> Result<Outcome, AssembleError> {
     let mut outcome = Outcome::default();
     for job in jobs {
         match job {

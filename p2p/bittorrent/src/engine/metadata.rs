@@ -59,9 +59,18 @@ impl MetadataFetch {
     }
 
     /// Takes a piece in.
-    pub fn received(&mut self, piece: u32, data: &Bytes, hash: InfoHash, link: &Link) -> Result<Fetched, WireError> {
+    pub fn received(
+        &mut self,
+        piece: u32,
+        data: &Bytes,
+        hash: InfoHash,
+        link: &Link,
+    ) -> Result<Fetched, WireError> {
         let count = self.pieces.len();
-        let slot = self.pieces.get_mut(piece as usize).ok_or(WireError::Protocol("metadata piece beyond the last"))?;
+        let slot = self
+            .pieces
+            .get_mut(piece as usize)
+            .ok_or(WireError::Protocol("metadata piece beyond the last"))?;
         let expected = METADATA_PIECE.min(self.size - piece as usize * METADATA_PIECE);
         if data.len() != expected {
             return Err(WireError::Protocol("metadata piece of a wrong length"));
@@ -115,7 +124,9 @@ mod tests {
         let size = info.raw().len();
         let mut fetch = MetadataFetch::start(3, size as u64, &link).unwrap();
         for piece in 0..size.div_ceil(METADATA_PIECE) as u32 {
-            let MetadataMessage::Data { data, .. } = answer(Some(info.raw()), piece) else { panic!("no data") };
+            let MetadataMessage::Data { data, .. } = answer(Some(info.raw()), piece) else {
+                panic!("no data")
+            };
             match fetch.received(piece, &data, info.hash(), &link).unwrap() {
                 Fetched::Going => {}
                 Fetched::Done(got) => {

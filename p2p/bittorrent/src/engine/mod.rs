@@ -43,7 +43,7 @@ use crate::infohash::InfoHash;
 use crate::layout::Layout;
 use crate::magnet::Magnet;
 use crate::metainfo::{Info, Metainfo, MetainfoError};
-use crate::picker::{ConnId, Order, Picker};
+use crate::picker::{Order, Picker};
 use crate::records::{self, TORRENTS, TorrentRecord};
 use crate::wire::handshake;
 
@@ -118,7 +118,9 @@ pub enum EngineError {
     #[error(transparent)]
     Metainfo(#[from] MetainfoError),
     /// A magnet with a v2 hash alone.
-    #[error("this magnet link names a BitTorrent v2 torrent only; this version downloads v1 and hybrid torrents")]
+    #[error(
+        "this magnet link names a BitTorrent v2 torrent only; this version downloads v1 and hybrid torrents"
+    )]
     V2Only,
     /// The store failed.
     #[error(transparent)]
@@ -184,7 +186,8 @@ impl Engine {
             }
         };
         let local_addr = listener.as_ref().and_then(|l| l.local_addr().ok());
-        let http = reqwest::Client::builder().user_agent(concat!("btfs/", env!("CARGO_PKG_VERSION"))).no_proxy();
+        let http =
+            reqwest::Client::builder().user_agent(concat!("btfs/", env!("CARGO_PKG_VERSION"))).no_proxy();
         let http = http.redirect(reqwest::redirect::Policy::none()).build();
         let inner = Arc::new(Inner {
             peer_id: handshake::peer_id(rand::rng().random()),
@@ -231,7 +234,8 @@ impl Engine {
         }
         if self.get(&hash).is_err() {
             let store = &self.inner.config.store;
-            let (record, known) = store.run(move |store| keep_new(store, hash, &name, info, &all_trackers)).await?;
+            let (record, known) =
+                store.run(move |store| keep_new(store, hash, &name, info, &all_trackers)).await?;
             self.begin(hash, record, known, order).await?;
         } else {
             self.add_trackers(&hash, all_trackers);
@@ -363,7 +367,8 @@ impl Engine {
     async fn take_up_all(&self) -> Result<(), EngineError> {
         let all = self.inner.config.store.run(|store| {
             let records = store.state().scan(&TORRENTS, &[]).collect::<Result<Vec<_>, _>>()?;
-            let with_info = records.into_iter().map(|(hash, _)| Ok((InfoHash(hash), load(store, InfoHash(hash))?)));
+            let with_info =
+                records.into_iter().map(|(hash, _)| Ok((InfoHash(hash), load(store, InfoHash(hash))?)));
             with_info.collect::<Result<Vec<_>, StoreError>>()
         });
         for (hash, loaded) in all.await? {
@@ -375,7 +380,13 @@ impl Engine {
     }
 
     /// Puts a recorded torrent to work.
-    async fn begin(&self, hash: InfoHash, record: TorrentRecord, info: Option<Info>, order: Order) -> Result<(), EngineError> {
+    async fn begin(
+        &self,
+        hash: InfoHash,
+        record: TorrentRecord,
+        info: Option<Info>,
+        order: Order,
+    ) -> Result<(), EngineError> {
         let cancel = self.inner.cancel.child_token();
         let torrent = Arc::new(Torrent::new(hash, record.name, record.trackers, cancel));
         match (info, record.root) {
@@ -396,10 +407,16 @@ impl Engine {
 
 impl Inner {
     /// Begins or goes on with getting pieces.
-    async fn download(self: &Arc<Self>, torrent: &Arc<Torrent>, info: Info, order: Order) -> Result<(), StoreError> {
+    async fn download(
+        self: &Arc<Self>,
+        torrent: &Arc<Torrent>,
+        info: Info,
+        order: Order,
+    ) -> Result<(), StoreError> {
         let layout = Arc::new(Layout::new(&info));
         let (hash, place) = (torrent.hash, layout.clone());
-        let (digests, stored) = self.config.store.run(move |store| assemble::resume(store, &hash, &place)).await?;
+        let (digests, stored) =
+            self.config.store.run(move |store| assemble::resume(store, &hash, &place)).await?;
         let limits = &self.config.limits;
         let picker = Picker::new(layout.clone(), &stored, order, limits.buffer_bytes);
         let assembler = Assembler::new(info.clone(), layout.clone(), digests.clone());

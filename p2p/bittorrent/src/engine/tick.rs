@@ -98,7 +98,9 @@ pub fn dial(inner: &Arc<Inner>, torrent: &Arc<Torrent>) {
     }
     loop {
         let mut swarm = torrent.swarm.lock();
-        if swarm.dialling >= MAX_DIALLING || swarm.peers.len() + swarm.dialling >= inner.config.limits.per_torrent {
+        if swarm.dialling >= MAX_DIALLING
+            || swarm.peers.len() + swarm.dialling >= inner.config.limits.per_torrent
+        {
             return;
         }
         let Ok(permit) = inner.slots.clone().try_acquire_owned() else { return };

@@ -155,7 +155,12 @@ impl Peer {
 }
 
 impl Torrent {
-    pub(super) fn new(hash: InfoHash, name: String, trackers: Vec<String>, cancel: CancellationToken) -> Torrent {
+    pub(super) fn new(
+        hash: InfoHash,
+        name: String,
+        trackers: Vec<String>,
+        cancel: CancellationToken,
+    ) -> Torrent {
         let trackers = trackers.into_iter().map(|url| TrackerStatus { url, last: None }).collect();
         Torrent {
             hash,
@@ -222,7 +227,9 @@ impl Swarm {
         let PeerPieces::Early { bitfield, all, haves } = &mut peer.pieces else { return Ok(()) };
         let mut field = match bitfield.take() {
             _ if *all => Bitfield::full(count),
-            Some(bytes) => Bitfield::from_wire(&bytes, count).ok_or(WireError::Protocol("bitfield of a wrong length"))?,
+            Some(bytes) => {
+                Bitfield::from_wire(&bytes, count).ok_or(WireError::Protocol("bitfield of a wrong length"))?
+            }
             None => Bitfield::empty(count),
         };
         haves.drain(..).for_each(|n| {
@@ -237,7 +244,12 @@ impl Swarm {
     }
 
     /// A peer told all its pieces at once.
-    pub(super) fn set_pieces(&mut self, conn: ConnId, told: Option<Bytes>, everything: bool) -> Result<(), WireError> {
+    pub(super) fn set_pieces(
+        &mut self,
+        conn: ConnId,
+        told: Option<Bytes>,
+        everything: bool,
+    ) -> Result<(), WireError> {
         let count = self.have.as_ref().map(Bitfield::len);
         let Some(peer) = self.peers.get_mut(&conn) else { return Ok(()) };
         if let (PeerPieces::Known(old), Some(picker)) = (&peer.pieces, &mut self.picker) {
@@ -336,7 +348,8 @@ impl Swarm {
             pieces.iter().for_each(|p| picker.mark_stored(*p));
         }
         let Some(have) = &mut self.have else { return };
-        let fresh: Vec<Message> = pieces.iter().filter(|p| have.set(**p)).map(|p| Message::Have(*p)).collect();
+        let fresh: Vec<Message> =
+            pieces.iter().filter(|p| have.set(**p)).map(|p| Message::Have(*p)).collect();
         self.peers.values().for_each(|peer| peer.link.send_all(&fresh));
     }
 

@@ -37,7 +37,12 @@ pub async fn run(inner: Arc<Inner>, torrent: Arc<Torrent>, link: Arc<Link>, mut 
     link.cancel.cancel();
 }
 
-async fn write_all(inner: &Inner, torrent: &Torrent, link: &Link, socket: &mut OwnedWriteHalf) -> io::Result<()> {
+async fn write_all(
+    inner: &Inner,
+    torrent: &Torrent,
+    link: &Link,
+    socket: &mut OwnedWriteHalf,
+) -> io::Result<()> {
     loop {
         let mut chunks = Vec::with_capacity(2 * BATCH + 1);
         let Ok(work) = tokio::time::timeout(KEEP_ALIVE, link.work(BATCH)).await else {
@@ -60,7 +65,13 @@ async fn write_all(inner: &Inner, torrent: &Torrent, link: &Link, socket: &mut O
 }
 
 /// Adds the header and slices of one block; a block that cannot be read is rejected. Answers the payload bytes.
-async fn gather(inner: &Inner, torrent: &Torrent, link: &Link, request: &BlockRequest, chunks: &mut Vec<Bytes>) -> u64 {
+async fn gather(
+    inner: &Inner,
+    torrent: &Torrent,
+    link: &Link,
+    request: &BlockRequest,
+    chunks: &mut Vec<Bytes>,
+) -> u64 {
     let Some(content) = torrent.content() else { return 0 };
     let BlockRequest { piece, begin, length } = *request;
     match content.read(&inner.config.store, &inner.windows, piece, begin, length).await {

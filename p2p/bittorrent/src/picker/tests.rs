@@ -3,7 +3,11 @@ use crate::metainfo::{FileEntry, FileKind, Info};
 use proptest::prelude::*;
 
 fn layout(piece: u32, files: &[u64]) -> Arc<Layout> {
-    let entry = |(i, length): (usize, &u64)| FileEntry { path: vec![i.to_string()], length: *length, kind: FileKind::Regular };
+    let entry = |(i, length): (usize, &u64)| FileEntry {
+        path: vec![i.to_string()],
+        length: *length,
+        kind: FileKind::Regular,
+    };
     let entries: Vec<FileEntry> = files.iter().enumerate().map(entry).collect();
     let hashes = files.iter().sum::<u64>().div_ceil(u64::from(piece)) as usize * 20;
     Arc::new(Layout::new(&Info::build("t", piece, &entries, true, &vec![0; hashes]).unwrap()))
@@ -50,7 +54,8 @@ fn memory_stays_below_the_budget_and_leaves_complete_first() {
         assert!(p.committed() <= (4 << 20) + (1 << 20) + u64::from(BLOCK) * 64, "{}", p.committed());
         assert!(p.partial.len() <= 5);
         for r in picked {
-            p.verified(deliver(&mut p, 1, r).complete.unwrap().index);
+            let index = deliver(&mut p, 1, r).complete.unwrap().index;
+            p.verified(index);
         }
     }
     assert_eq!(p.committed(), 0);
@@ -108,7 +113,8 @@ fn a_stuck_download_starts_elsewhere() {
     let mut half = Bitfield::empty(128);
     (0..32).for_each(|i| assert!(half.set(i)));
     for r in p.pick(1, &half, 500, 0) {
-        p.verified(deliver(&mut p, 1, r).complete.unwrap().index);
+        let index = deliver(&mut p, 1, r).complete.unwrap().index;
+        p.verified(index);
     }
     let mut other = Bitfield::empty(128);
     (64..128).for_each(|i| assert!(other.set(i)));

@@ -88,7 +88,8 @@ pub enum MetadataMessage {
 impl MetadataMessage {
     /// The payload behind the extended id.
     pub fn encode(&self) -> Bytes {
-        let head = |kind: i64, piece: u32| [("msg_type", Owned::Int(kind)), ("piece", Owned::Int(i64::from(piece)))];
+        let head =
+            |kind: i64, piece: u32| [("msg_type", Owned::Int(kind)), ("piece", Owned::Int(i64::from(piece)))];
         match self {
             MetadataMessage::Request(piece) => Owned::dict(head(0, *piece)).encode().into(),
             MetadataMessage::Reject(piece) => Owned::dict(head(2, *piece)).encode().into(),
@@ -107,7 +108,9 @@ impl MetadataMessage {
     /// Reads the payload behind the extended id.
     pub fn decode(payload: &Bytes) -> Result<MetadataMessage, WireError> {
         let (value, used) = bencode::parse_prefix(payload)?;
-        let Value::Dict(dict) = value else { return Err(WireError::Protocol("ut_metadata is not a dictionary")) };
+        let Value::Dict(dict) = value else {
+            return Err(WireError::Protocol("ut_metadata is not a dictionary"));
+        };
         let piece = dict.int("piece").and_then(|n| u32::try_from(n).ok());
         let piece = piece.ok_or(WireError::Protocol("ut_metadata has no piece number"))?;
         match dict.int("msg_type") {
@@ -142,7 +145,10 @@ mod tests {
             client: Some("x 1".into()),
         };
         assert_eq!(ExtendedHandshake::decode(&full.encode()), Ok(full));
-        assert_eq!(ExtendedHandshake::decode(b"d1:md11:ut_metadatai0ee1:pi-4ee"), Ok(ExtendedHandshake::default()));
+        assert_eq!(
+            ExtendedHandshake::decode(b"d1:md11:ut_metadatai0ee1:pi-4ee"),
+            Ok(ExtendedHandshake::default())
+        );
         assert!(ExtendedHandshake::decode(b"le").is_err());
     }
 

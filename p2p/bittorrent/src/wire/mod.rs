@@ -66,7 +66,11 @@ pub enum Message {
     Have(u32),
     Bitfield(Bytes),
     Request(BlockRequest),
-    Piece { piece: u32, begin: u32, data: Bytes },
+    Piece {
+        piece: u32,
+        begin: u32,
+        data: Bytes,
+    },
     Cancel(BlockRequest),
     Port(u16),
     Suggest(u32),
@@ -74,7 +78,10 @@ pub enum Message {
     HaveNone,
     Reject(BlockRequest),
     AllowedFast(u32),
-    Extended { id: u8, payload: Bytes },
+    Extended {
+        id: u8,
+        payload: Bytes,
+    },
     /// A kind we do not know; ignored, as BEP 3 clients do.
     Unknown(u8),
 }
@@ -232,8 +239,13 @@ mod tests {
         let bytes = |n| prop::collection::vec(any::<u8>(), 0..n).prop_map(Bytes::from);
         prop_oneof![
             prop::sample::select(vec![
-                Message::KeepAlive, Message::Choke, Message::Unchoke, Message::Interested, Message::NotInterested,
-                Message::HaveAll, Message::HaveNone,
+                Message::KeepAlive,
+                Message::Choke,
+                Message::Unchoke,
+                Message::Interested,
+                Message::NotInterested,
+                Message::HaveAll,
+                Message::HaveNone,
             ]),
             any::<u32>().prop_map(Message::Have),
             any::<u32>().prop_map(Message::Suggest),
@@ -243,7 +255,11 @@ mod tests {
             block.clone().prop_map(Message::Cancel),
             block.prop_map(Message::Reject),
             bytes(64).prop_map(Message::Bitfield),
-            (any::<u32>(), any::<u32>(), bytes(3000)).prop_map(|(piece, begin, data)| Message::Piece { piece, begin, data }),
+            (any::<u32>(), any::<u32>(), bytes(3000)).prop_map(|(piece, begin, data)| Message::Piece {
+                piece,
+                begin,
+                data
+            }),
             (any::<u8>(), bytes(3000)).prop_map(|(id, payload)| Message::Extended { id, payload }),
         ]
     }
@@ -287,7 +303,13 @@ mod tests {
 
     #[test]
     fn wrong_lengths_are_malformed() {
-        for bytes in [&[0, 0, 0, 2, 0, 0][..], &[0, 0, 0, 1, 4], &[0, 0, 0, 12, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[0, 0, 0, 1, 7], &[0, 0, 0, 1, 20]] {
+        for bytes in [
+            &[0, 0, 0, 2, 0, 0][..],
+            &[0, 0, 0, 1, 4],
+            &[0, 0, 0, 12, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[0, 0, 0, 1, 7],
+            &[0, 0, 0, 1, 20],
+        ] {
             assert!(matches!(FRAMES.next(&mut BytesMut::from(bytes)), Err(WireError::Malformed(_))));
         }
     }
