@@ -3,6 +3,6 @@
 //! They drive the `btfs` program named by `BTFS_BIN` and real peers installed by `tests/peers/install`; a missing
 //! program or peer is a failure, never a skip.
 
+pub use btfs_tests::{node, peers};
+
 mod cids;
-mod node;
-mod peers;

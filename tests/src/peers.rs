@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 /// The folder that `tests/peers/install` fills.
-#[allow(dead_code, reason = "each subject uses the peers it needs")]
 pub fn dir() -> PathBuf {
     std::env::var_os("PEERS_DIR")
         .map(PathBuf::from)
@@ -11,7 +10,6 @@ pub fn dir() -> PathBuf {
 }
 
 /// A peer's program or folder; panics when it is missing.
-#[allow(dead_code, reason = "each subject uses the peers it needs")]
 pub fn peer(path: &str) -> PathBuf {
     let found = dir().join(path);
     assert!(found.exists(), "{} is missing: run tests/peers/install", found.display());
@@ -19,7 +17,6 @@ pub fn peer(path: &str) -> PathBuf {
 }
 
 /// The `btfs` program; panics when it is missing.
-#[allow(dead_code, reason = "each subject uses the peers it needs")]
 pub fn btfs() -> PathBuf {
     let path = PathBuf::from(
         std::env::var_os("BTFS_BIN").expect("BTFS_BIN names the btfs program; `make test` sets it"),

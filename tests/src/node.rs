@@ -19,7 +19,6 @@ struct Daemon {
     ready: Value,
 }
 
-#[allow(dead_code, reason = "each subject uses what it needs")]
 impl Node {
     /// A fresh repo with free ports on loopback; `network` is a network file.
     pub fn init(network: Option<&Path>) -> Node {
@@ -167,7 +166,6 @@ impl Drop for Node {
 }
 
 /// Writes `size` bytes that no compressor or deduplicator can shorten, the same for the same seed.
-#[allow(dead_code, reason = "each subject uses what it needs")]
 pub fn random_file(path: &Path, size: u64, seed: u64) {
     use rand::{Rng, SeedableRng};
     use std::io::Write;
@@ -185,7 +183,6 @@ pub fn random_file(path: &Path, size: u64, seed: u64) {
 }
 
 /// SHA-256 of a file, hex.
-#[allow(dead_code, reason = "each subject uses what it needs")]
 pub fn sha256(path: &Path) -> String {
     use sha2::{Digest, Sha256};
     use std::io::Read;
