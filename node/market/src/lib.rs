@@ -19,8 +19,13 @@
 
 pub mod audit;
 pub mod events;
+pub mod host;
+mod market;
 pub mod messages;
+mod money;
+mod pages;
 pub mod ports;
+pub mod renter;
 pub mod schedule;
 pub mod score;
 pub mod states;
@@ -28,4 +33,8 @@ pub mod terms;
 pub mod vouchers;
 
 pub use events::{Events, MarketEvent};
+pub use host::{HostService, HostSettings, HostStatus};
+pub use market::{Market, MarketConfig, OpenError, TABLES};
+pub use money::MoneyError;
 pub use ports::{Courier, CourierError, Discovery, PullError, Puller};
+pub use renter::{Quote, RenterService, Spread, StoreRequest, ThingState, ThingStatus};

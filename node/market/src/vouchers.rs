@@ -5,6 +5,7 @@
 
 use btfs_ledger::Btt;
 use btfs_ledger::typed::{Agreement, Voucher};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::terms;
@@ -65,7 +66,7 @@ pub fn adopt(a: &Agreement, last: Option<&Voucher>, shown: &Voucher) -> bool {
 }
 
 /// The newest audit that the host answered with a proof.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answered {
     /// First epoch it settles.
     pub from: u32,

@@ -1,0 +1,115 @@
+//! What a host remembers, one table each.
+
+use btfs_ledger::typed::{Agreement, ChannelTerms, Offer, Signed, Voucher};
+use btfs_ledger::{Address, Btt, PublicKey, Signature};
+use btfs_storage::db::Table;
+use serde::{Deserialize, Serialize};
+
+use crate::pages::Pages;
+use crate::states::HostState;
+use crate::vouchers::Answered;
+
+pub(crate) const SETTINGS: Table<String, HostSettings> = Table::new("market_host_settings");
+pub(crate) const OFFERS: Table<[u8; 32], Signed<Offer>> = Table::new("market_host_offers");
+pub(crate) const AGREEMENTS: Table<[u8; 32], HostAgreement> = Table::new("market_host_agreements");
+pub(crate) const LISTS: Pages = Table::new("market_host_lists");
+pub(crate) const TREES: Pages = Table::new("market_host_trees");
+/// The one key of [`SETTINGS`].
+pub(crate) const SETTINGS_KEY: &str = "settings";
+
+/// How this node rents out disk. Set by its operator, kept over restarts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostSettings {
+    /// Whether new agreements are taken.
+    pub renting: bool,
+    /// For a GiB-day.
+    pub price: Btt,
+    /// Once per agreement.
+    pub setup_price: Btt,
+    /// Shortest term in seconds.
+    pub min_term: u64,
+    /// Longest term in seconds.
+    pub max_term: u64,
+    /// Largest agreement in bytes.
+    pub max_size: u64,
+    /// Bytes for all agreements together.
+    pub capacity: u64,
+    /// Seconds of notice before locked money can go back to the funder.
+    pub window: u32,
+    /// Who is paid, if not this node's own key.
+    pub payee: Option<Address>,
+    /// Redeem as soon as this much is owed; otherwise at the end of the agreement.
+    pub redeem_above: Option<Btt>,
+}
+
+impl Default for HostSettings {
+    fn default() -> HostSettings {
+        HostSettings {
+            renting: false,
+            // 10 BTT: the order of what disks cost; the operator sets the real price.
+            price: Btt::from_units(10_000_000_000_000_000_000),
+            setup_price: Btt::ZERO,
+            min_term: 86_400,
+            max_term: 366 * 86_400,
+            max_size: 64 << 30,
+            capacity: 50 << 30,
+            window: 3 * 86_400,
+            payee: None,
+            redeem_above: None,
+        }
+    }
+}
+
+/// One agreement on the host's side.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostAgreement {
+    /// Where it stands.
+    pub state: HostState,
+    /// Why it failed or closed early.
+    pub reason: Option<String>,
+    /// The renter's node.
+    pub renter: PublicKey,
+    /// The channel that pays.
+    pub channel: ChannelTerms,
+    /// The draft (start 0), then the final agreement.
+    pub agreement: Agreement,
+    /// Wall-clock time until which an unsigned agreement keeps its space. Not settlement time: it bounds how long a
+    /// silent renter can hold space, and a stepped clock must not end it.
+    pub reserved_until: u64,
+    /// The renter's signature over the final agreement.
+    pub renter_signature: Option<Signature>,
+    /// This host's signature over it.
+    pub host_signature: Option<Signature>,
+    /// The best voucher.
+    pub voucher: Option<Signed<Voucher>>,
+    /// Newest audit answered with a proof.
+    pub answered: Option<Answered>,
+    /// Audits answered in the epoch of the first number.
+    pub audits: (u32, u32),
+    /// Epochs that this host has answered with a proof.
+    pub proven: u32,
+    /// Paid to the stream by the settlement, as last read.
+    pub paid: Btt,
+    /// Earlier end by notice of either side.
+    pub ends: Option<u32>,
+}
+
+impl HostAgreement {
+    /// Owed by the best voucher and not yet paid out.
+    pub fn unredeemed(&self) -> Btt {
+        self.earned().saturating_sub(self.paid)
+    }
+
+    /// Owed in all by the best voucher.
+    pub fn earned(&self) -> Btt {
+        self.voucher.as_ref().map_or(Btt::ZERO, |v| v.document.amount)
+    }
+
+    /// What the channel must still be able to pay for this agreement.
+    pub fn need(&self) -> Btt {
+        if !matches!(self.state, HostState::Active | HostState::Closing) {
+            return Btt::ZERO;
+        }
+        self.agreement.total_price().unwrap_or(Btt::MAX).saturating_sub(self.paid)
+    }
+}

@@ -1,0 +1,186 @@
+//! Both services, the loop that drives them, and the door for requests from peers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use btfs_ledger::settlement::Settlement;
+use btfs_ledger::wallet::Wallet;
+use btfs_ledger::{PublicKey, SecretKey};
+use btfs_storage::Store;
+use thiserror::Error;
+
+use crate::events::Events;
+use crate::host::{self, HostError, HostParts, HostService};
+use crate::messages::{
+    self, AUDIT_PROTOCOL, FrameError, MAX_AUDIT_REQUEST, MAX_OFFER_FRAME, MAX_RENTAL_REQUEST, OFFER_PROTOCOL,
+    RENTAL_PROTOCOL, RentalRequest,
+};
+use crate::money::Money;
+use crate::ports::{Courier, Discovery, Puller};
+use crate::renter::{self, RentError, RenterParts, RenterService};
+
+/// The market's tables in the state database.
+pub const TABLES: [&str; 9] = [
+    host::records::SETTINGS.name(),
+    host::records::OFFERS.name(),
+    host::records::AGREEMENTS.name(),
+    host::records::LISTS.name(),
+    host::records::TREES.name(),
+    renter::records::THINGS.name(),
+    renter::records::AGREEMENTS.name(),
+    renter::records::LISTS.name(),
+    renter::records::HOSTS.name(),
+];
+
+/// Rounds happen at least this often even when the settlement has no news: reservations run out, unacknowledged
+/// vouchers are sent again, audits reach their random time.
+const ROUND: Duration = Duration::from_secs(15);
+
+/// What a market is made of.
+pub struct MarketConfig {
+    /// The node's store, opened with [`TABLES`].
+    pub store: Store,
+    /// Where money is.
+    pub settlement: Arc<dyn Settlement>,
+    /// The account that pays and is paid.
+    pub wallet: Wallet,
+    /// The node's key: signs offers, agreements and vouchers, and is the node's name among peers.
+    pub key: SecretKey,
+    /// Whether the network is declared local: the clock may be stepped, subnets are not told apart.
+    pub local: bool,
+    /// Asks peers.
+    pub courier: Arc<dyn Courier>,
+    /// Pulls blocks from renters.
+    pub puller: Arc<dyn Puller>,
+    /// Finds hosts.
+    pub discovery: Arc<dyn Discovery>,
+}
+
+/// Why the market did not start.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The host's records.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The renter's records.
+    #[error(transparent)]
+    Renter(#[from] RentError),
+}
+
+/// Host and renter of one node. Cloning is cheap.
+#[derive(Clone)]
+pub struct Market {
+    host: HostService,
+    renter: RenterService,
+    events: Events,
+    money: Money,
+}
+
+impl Market {
+    /// Opens both services over their records and takes up what was interrupted.
+    pub async fn open(config: MarketConfig) -> Result<Market, OpenError> {
+        let events = Events::default();
+        let money = Money::new(config.settlement, config.wallet);
+        let host = HostService::open(HostParts {
+            store: config.store.clone(),
+            money: money.clone(),
+            key: config.key.clone(),
+            local: config.local,
+            courier: config.courier.clone(),
+            puller: config.puller,
+            discovery: config.discovery.clone(),
+            events: events.clone(),
+        })
+        .await?;
+        let renter = RenterService::open(RenterParts {
+            store: config.store,
+            money: money.clone(),
+            key: config.key,
+            local: config.local,
+            courier: config.courier,
+            discovery: config.discovery,
+            events: events.clone(),
+        });
+        Ok(Market { host, renter, events, money })
+    }
+
+    /// The host's side.
+    pub fn host(&self) -> &HostService {
+        &self.host
+    }
+
+    /// The renter's side.
+    pub fn renter(&self) -> &RenterService {
+        &self.renter
+    }
+
+    /// What happens, from now on.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Settlement time as known here; `None` before the settlement was heard.
+    pub fn now(&self) -> Option<u64> {
+        self.money.now()
+    }
+
+    /// Answers a request that `peer` sent under one of the market's protocols.
+    ///
+    /// # Errors
+    /// A frame above its cap or not of the protocol; the text goes back to the peer.
+    pub async fn handle(&self, protocol: &str, peer: PublicKey, request: Vec<u8>) -> Result<Vec<u8>, String> {
+        self.dispatch(protocol, peer, &request).await.map_err(|e| e.to_string())
+    }
+
+    async fn dispatch(&self, protocol: &str, peer: PublicKey, request: &[u8]) -> Result<Vec<u8>, FrameError> {
+        match protocol {
+            OFFER_PROTOCOL => {
+                let request = messages::decode(request, MAX_OFFER_FRAME)?;
+                Ok(messages::encode(&self.host.offer(request).await))
+            }
+            RENTAL_PROTOCOL => {
+                let reply = match messages::decode(request, MAX_RENTAL_REQUEST)? {
+                    RentalRequest::Quit { id, epoch } => self.renter.quit(peer, id, epoch).await,
+                    request => self.host.rental(peer, request).await,
+                };
+                Ok(messages::encode(&reply))
+            }
+            AUDIT_PROTOCOL => {
+                let request = messages::decode(request, MAX_AUDIT_REQUEST)?;
+                Ok(messages::encode(&self.host.audit(peer, request).await))
+            }
+            other => Err(FrameError::Malformed(format!("{other} is no protocol of the market"))),
+        }
+    }
+
+    /// Follows the settlement and does what is due, until the future is dropped. All it does can be broken off at any
+    /// point and is taken up by the next run.
+    pub async fn run(&self) {
+        if let Err(error) = self.renter.resume().await {
+            tracing::error!(%error, "interrupted orders are not taken up");
+        }
+        if self.host.settings().renting {
+            self.host.announce().await;
+        }
+        tokio::join!(self.money.follow(), self.rounds(true), self.rounds(false));
+    }
+
+    /// Rounds of one side: the host's must not wait for the renter's, which waits for other hosts.
+    async fn rounds(&self, hosting: bool) {
+        let mut news = self.money.news();
+        loop {
+            if let Some(now) = self.money.now() {
+                if hosting {
+                    self.host.tick(now).await;
+                } else {
+                    self.renter.tick(now).await;
+                }
+            }
+            tokio::select! {
+                _ = news.changed() => {}
+                () = self.renter.woken(), if !hosting => {}
+                () = tokio::time::sleep(ROUND) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! Step 6, the renter's half: what is due at the end of each epoch. Audit, verdict, voucher; in that order, each
+//! durable before the next.
+//!
+//! [`RenterService::tick`] does everything that is due at a moment of settlement time and then says that the work is
+//! done through it. In a network declared local that is at once when the clock steps; elsewhere audits wait for a
+//! random time in the first half of the next epoch, and silence is asked again until that half is over.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use btfs_ledger::typed::{Signed, Voucher};
+use btfs_ledger::{B256, Btt};
+use futures::StreamExt;
+use rand::RngExt;
+
+use super::records::RenterAgreement;
+use super::tripwire::remember;
+use super::{Inner, RentError, RenterService, unexpected};
+use crate::audit::{self, ANSWER_DEADLINE, RETRIES, SLOW_ANSWER, Verdict};
+use crate::events::MarketEvent;
+use crate::messages::{
+    AUDIT_PROTOCOL, AuditRequest, MAX_AUDIT_REPLY, RentalReply, RentalRequest, decode, encode,
+};
+use crate::ports::CourierError;
+use crate::score::Reputation;
+use crate::states::RenterState;
+use crate::vouchers;
+
+/// Agreements that are worked on at once.
+const AT_ONCE: usize = 16;
+/// Silence is asked again after this fraction of an epoch.
+const ASK_AGAIN: u64 = 16;
+/// Audits of one agreement in one tick: with 14 epochs each, enough for 56 missed days, which is all a host answers.
+const AUDITS_PER_TICK: u32 = audit::AUDITS_PER_EPOCH;
+
+/// Whether an agreement has work left at the moment of the tick.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    Work,
+}
+
+impl RenterService {
+    /// Does everything that is due at settlement time `now`.
+    pub async fn tick(&self, now: u64) {
+        let all = match self.0.agreements().await {
+            Ok(all) => all,
+            Err(error) => return tracing::error!(%error, "the renter's agreements cannot be read"),
+        };
+        let running =
+            all.into_iter().filter(|(_, r)| matches!(r.state, RenterState::Active | RenterState::Closing));
+        let left: Vec<Left> = futures::stream::iter(running)
+            .map(|(id, _)| {
+                let inner = self.0.clone();
+                async move {
+                    inner.work(id, now).await.unwrap_or_else(|error| {
+                        tracing::warn!(agreement = %id, %error, "a step is put off");
+                        Left::Work
+                    })
+                }
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        if let Err(error) = self.0.refund(now).await {
+            tracing::warn!(%error, "money is not taken back yet");
+        }
+        if left.iter().all(|l| *l == Left::Nothing) {
+            self.0.worked_through.send_if_modified(|t| {
+                let later = now > *t;
+                *t = now.max(*t);
+                later
+            });
+        }
+    }
+
+    /// Whether all work that fell due until settlement time `time` is done: audits judged, vouchers acknowledged by
+    /// every host that can be reached.
+    pub fn work_done_through(&self, time: u64) -> bool {
+        *self.0.worked_through.borrow() >= time
+    }
+
+    /// Waits until [`work_done_through`](Self::work_done_through) holds.
+    pub async fn work_done(&self, time: u64) {
+        // The sender lives as long as this service.
+        let _ = self.0.worked_through.subscribe().wait_for(|t| *t >= time).await;
+    }
+}
+
+impl Inner {
+    /// All due work of one agreement.
+    async fn work(self: &Arc<Self>, id: B256, now: u64) -> Result<Left, RentError> {
+        let mut left = Left::Nothing;
+        for _ in 0..AUDITS_PER_TICK {
+            let r = self.agreement(id).await?;
+            if r.state != RenterState::Active || r.schedule().due(r.next, now).is_none() {
+                break;
+            }
+            match self.audit_due(id, &r, now).await? {
+                Judged::Yes => self.due.lock().remove(&id),
+                Judged::NotYet => {
+                    left = Left::Work;
+                    break;
+                }
+                Judged::Open => break,
+            };
+        }
+        let r = self.agreement(id).await?;
+        if r.ends.is_some() && !r.notice_heard {
+            self.send_notice(id, &r).await?;
+        }
+        if !r.acknowledged {
+            self.pay(id).await?;
+        }
+        let r = self.agreement(id).await?;
+        if r.state == RenterState::Active && r.next >= r.schedule().end_epoch {
+            self.change(id, |_, _, r| Ok(r.state.advance(RenterState::Closing)?)).await?;
+            self.events.send(MarketEvent::Closed { id, peer: r.host, reason: r.reason });
+        }
+        Ok(left)
+    }
+
+    /// One audit with its retries, judged and recorded.
+    async fn audit_due(
+        self: &Arc<Self>,
+        id: B256,
+        r: &RenterAgreement,
+        now: u64,
+    ) -> Result<Judged, RentError> {
+        let schedule = r.schedule();
+        let Some((from, epoch)) = schedule.due(r.next, now) else { return Ok(Judged::Yes) };
+        if !self.local && !self.is_time(id, r, now) {
+            return Ok(Judged::NotYet);
+        }
+        let stream = self.money.stream(r.agreement.channel, id).await?;
+        if stream.settled > r.next {
+            // The host claimed these at the settlement: proven there, nothing left to pay.
+            let settled = stream.settled.min(schedule.end_epoch);
+            self.change(id, move |_, _, r| {
+                let claimed = settled.saturating_sub(r.next);
+                r.days.extend(std::iter::repeat_n('P', claimed as usize));
+                r.next = r.next.max(settled);
+                r.paid = r.paid.max(stream.paid);
+                Ok(())
+            })
+            .await?;
+            return Ok(Judged::Yes);
+        }
+        let (verdict, millis) = self.audit_with_retries(r, from, epoch).await;
+        self.events.send(MarketEvent::Audit {
+            id,
+            host: r.host,
+            from,
+            epoch,
+            verdict: verdict.clone(),
+            millis,
+        });
+        let late = now >= schedule.verdict_deadline(epoch);
+        match &verdict {
+            Verdict::Unknown(_) => {
+                self.ask_again_at(id, now, schedule.length);
+                Ok(Judged::Open)
+            }
+            v if v.is_silence() && !self.local && !late => {
+                self.ask_again_at(id, now, schedule.length);
+                Ok(Judged::NotYet)
+            }
+            _ => {
+                self.record(id, from, epoch, verdict, millis, stream.paid).await?;
+                Ok(Judged::Yes)
+            }
+        }
+    }
+
+    /// Whether the random moment of this epoch's audit has come; drawn at the first question.
+    fn is_time(&self, id: B256, r: &RenterAgreement, now: u64) -> bool {
+        let mut due = self.due.lock();
+        let (first, schedule) = (r.next, r.schedule());
+        let entry = due.entry(id).or_insert((first, 0));
+        if entry.0 != first || entry.1 == 0 {
+            *entry = (first, schedule.audit_at(first, rand::rng().random::<f64>()));
+        }
+        now >= entry.1
+    }
+
+    fn ask_again_at(&self, id: B256, now: u64, length: u64) {
+        if let Some(entry) = self.due.lock().get_mut(&id) {
+            entry.1 = now.saturating_add((length / ASK_AGAIN).max(1));
+        }
+    }
+
+    /// Asks, and again after silence, each time with a fresh nonce.
+    async fn audit_with_retries(
+        self: &Arc<Self>,
+        r: &RenterAgreement,
+        from: u32,
+        epoch: u32,
+    ) -> (Verdict, u64) {
+        let mut last = (Verdict::Offline, 0);
+        for _ in 0..=RETRIES {
+            last = self.audit_once(r, from, epoch).await;
+            if !last.0.is_silence() {
+                return last;
+            }
+        }
+        if !self.discovery.online().await {
+            return (Verdict::Unknown("this node itself has no connection".into()), last.1);
+        }
+        last
+    }
+
+    async fn audit_once(self: &Arc<Self>, r: &RenterAgreement, from: u32, epoch: u32) -> (Verdict, u64) {
+        let nonce = B256::from(rand::rng().random::<[u8; 32]>());
+        let request = AuditRequest { id: r.agreement.id, from, epoch, nonce };
+        let withheld = self.withhold(r, &request).await;
+        let began = Instant::now();
+        let reply = self.courier.ask(&r.host, AUDIT_PROTOCOL, encode(&request), ANSWER_DEADLINE).await;
+        let elapsed = began.elapsed();
+        drop(withheld);
+        let reply = reply.and_then(|bytes| {
+            decode(&bytes, MAX_AUDIT_REPLY).map_err(|e| CourierError::Protocol(e.to_string()))
+        });
+        let verdict = match audit::judge(&r.agreement, &request, reply) {
+            // Late is silent, whatever the transport thought.
+            Verdict::Pass if elapsed > ANSWER_DEADLINE => Verdict::Timeout,
+            verdict => verdict,
+        };
+        (verdict, elapsed.as_millis() as u64)
+    }
+
+    /// Writes the verdict, and with a pass the voucher, in one batch; only then is anything sent.
+    async fn record(
+        self: &Arc<Self>,
+        id: B256,
+        from: u32,
+        epoch: u32,
+        verdict: Verdict,
+        millis: u64,
+        paid: Btt,
+    ) -> Result<(), RentError> {
+        let (domain, key) = (*self.money.domain(), self.key.clone());
+        let host = self.agreement(id).await?.host;
+        let tripped = self.take_trip(&host);
+        self.change(id, move |s, batch, r| {
+            if r.next != from {
+                // Somebody judged it meanwhile; one verdict is enough.
+                return Ok(());
+            }
+            if verdict == Verdict::Pass {
+                let last = r.voucher.as_ref().map(|v| &v.document);
+                let voucher = vouchers::after_pass(&r.agreement, last, paid, from, epoch)?;
+                r.voucher = Some(Signed::sign(voucher, &domain, &key));
+                r.acknowledged = false;
+            }
+            let letter = match &verdict {
+                Verdict::Pass => 'P',
+                Verdict::Timeout => 'T',
+                Verdict::Offline => 'O',
+                Verdict::Fail(_) | Verdict::Unknown(_) => 'F',
+            };
+            r.days.extend(std::iter::repeat_n(letter, (epoch + 1 - from) as usize));
+            r.next = epoch + 1;
+            r.paid = r.paid.max(paid);
+            remember(s, batch, &r.host, |h| reckon(&mut h.reputation, &verdict, millis, tripped))?;
+            r.verdict = Some(verdict);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Sends the newest voucher until it is acknowledged, adopting a better one of ours that the host shows.
+    pub(super) async fn pay(self: &Arc<Self>, id: B256) -> Result<(), RentError> {
+        // Twice: a voucher that was behind is made anew on the better one.
+        for _ in 0..2 {
+            let r = self.agreement(id).await?;
+            let Some(voucher) = r.voucher.clone().filter(|_| !r.acknowledged) else { return Ok(()) };
+            let send = RentalRequest::Voucher { id, voucher: voucher.clone() };
+            match self.ask(&r.host, &send).await {
+                Ok(RentalReply::Acknowledged { amount, epochs }) if amount >= voucher.document.amount => {
+                    self.acknowledged(id, voucher, amount, epochs).await?;
+                }
+                Ok(RentalReply::Behind { voucher: shown }) => self.adopt(id, shown).await?,
+                Ok(other) => return Err(unexpected(&other)),
+                Err(RentError::Courier(_)) => {
+                    tracing::info!(agreement = %id, "the host is away; its voucher waits");
+                    return Ok(());
+                }
+                Err(RentError::Refused(refusal)) => {
+                    tracing::warn!(agreement = %id, %refusal, "the host did not credit the voucher; it waits");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn acknowledged(
+        self: &Arc<Self>,
+        id: B256,
+        sent: Signed<Voucher>,
+        amount: Btt,
+        epochs: u32,
+    ) -> Result<(), RentError> {
+        let host = self
+            .change(id, move |_, _, r| {
+                // A newer voucher may have been made meanwhile.
+                r.acknowledged = r.voucher.as_ref() == Some(&sent);
+                Ok(r.host)
+            })
+            .await?;
+        self.events.send(MarketEvent::VoucherAcknowledged { id, host, amount, epochs });
+        Ok(())
+    }
+
+    /// Takes over a better voucher of our own (our state is older than the host's), and puts on top of it what was
+    /// proven since.
+    async fn adopt(self: &Arc<Self>, id: B256, shown: Signed<Voucher>) -> Result<(), RentError> {
+        let (domain, key) = (*self.money.domain(), self.key.clone());
+        self.change(id, move |_, _, r| {
+            let ours = shown.verify(&domain, r.channel.renter).is_ok();
+            let last = r.voucher.as_ref().map(|v| &v.document);
+            let better = last.is_none_or(|l| shown.document.amount >= l.amount);
+            if !ours || !better || !vouchers::adopt(&r.agreement, None, &shown.document) {
+                return Err(RentError::Protocol("the voucher it shows is not a better one of ours".into()));
+            }
+            let judged = shown.document.epochs;
+            let newer = r.days.bytes().skip(judged as usize).filter(|b| *b == b'P').count() as u32;
+            // Epochs that the shown voucher covers and we have lost the memory of.
+            let lost = judged.saturating_sub(r.next);
+            r.days.extend(std::iter::repeat_n('-', lost as usize));
+            r.next = r.next.max(judged);
+            r.acknowledged = newer == 0;
+            r.voucher = Some(match newer {
+                0 => shown,
+                _ => {
+                    let base = shown.document.amount.max(r.paid);
+                    let voucher = vouchers::on_top(&r.agreement, base, newer, r.next)?;
+                    Signed::sign(voucher, &domain, &key)
+                }
+            });
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// What became of a due audit.
+enum Judged {
+    /// Recorded.
+    Yes,
+    /// Its time has not come, or silence is asked again.
+    NotYet,
+    /// Nothing can be said; a later audit covers these epochs too.
+    Open,
+}
+
+/// Moves a host's reputation by one verdict.
+fn reckon(r: &mut Reputation, verdict: &Verdict, millis: u64, tripped: bool) {
+    match verdict {
+        Verdict::Pass => {
+            r.passed += 1;
+            r.streak = 0;
+            let allowed = SLOW_ANSWER.as_millis() as u64 + r.latency_ms;
+            r.slow += u64::from(millis > allowed);
+        }
+        Verdict::Fail(_) => {
+            r.failed += 1;
+            r.streak += 1;
+        }
+        Verdict::Timeout | Verdict::Offline => {
+            r.silent += 1;
+            r.streak += 1;
+        }
+        Verdict::Unknown(_) => {}
+    }
+    r.tripwires += u64::from(tripped);
+}

@@ -1,0 +1,111 @@
+//! Step 8: ending an agreement before its term, by the renter's notice or the host's.
+
+use btfs_ledger::{B256, PublicKey};
+
+use super::records::{RenterAgreement, ThingState};
+use super::{Inner, RentError, RenterService};
+use crate::messages::{Refusal, RentalReply, RentalRequest};
+use crate::states::RenterState;
+
+/// The reason on record when the host ended it: then it need not be told.
+const HOST_GAVE_NOTICE: &str = "the host gave notice";
+
+impl RenterService {
+    /// Ends all agreements of a thing with the beginning of the next epoch. Hosts are told now or, if they are away,
+    /// as soon as they can be reached; what they proved until then is paid.
+    pub async fn cancel(&self, thing: B256) -> Result<(), RentError> {
+        let now = self.0.now()?;
+        let record = self.0.thing(thing).await?;
+        if record.state == ThingState::Placing {
+            let text = "it is still being placed; wait until that is done";
+            return Err(RentError::Request(text.into()));
+        }
+        for (id, r) in self.0.agreements().await? {
+            if r.thing != thing || r.state != RenterState::Active {
+                continue;
+            }
+            self.0
+                .end_with(id, r.schedule().epoch_at(now).saturating_add(1), "cancelled by the renter")
+                .await?;
+            let r = self.0.agreement(id).await?;
+            self.0.send_notice(id, &r).await?;
+        }
+        self.0.changed.notify_one();
+        Ok(())
+    }
+
+    /// Answers a request of `/btfs/rental/1` that a host sends to its renter: its notice.
+    pub(crate) async fn quit(&self, peer: PublicKey, id: B256, epoch: u32) -> RentalReply {
+        let known = match self.0.agreement(id).await {
+            Ok(r) if r.host == peer && r.state == RenterState::Active => r,
+            _ => return RentalReply::Refused(Refusal::Unknown),
+        };
+        let Ok(now) = self.0.now() else {
+            return RentalReply::Refused(Refusal::NoSettlement("not heard since the start".into()));
+        };
+        let earliest = known.schedule().epoch_at(now).saturating_add(1);
+        if epoch < earliest {
+            return RentalReply::Refused(Refusal::NoticeTooEarly { earliest });
+        }
+        match self.0.end_with(id, epoch, HOST_GAVE_NOTICE).await {
+            Ok(epoch) => RentalReply::Ends { epoch },
+            Err(error) => {
+                tracing::error!(%error, "a notice was not recorded");
+                RentalReply::Refused(Refusal::Internal("its database failed; see its log".into()))
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Brings an agreement's end forward; the earlier notice counts.
+    async fn end_with(
+        self: &std::sync::Arc<Self>,
+        id: B256,
+        epoch: u32,
+        reason: &'static str,
+    ) -> Result<u32, RentError> {
+        let heard = reason == HOST_GAVE_NOTICE;
+        self.change(id, move |_, _, r| {
+            let ends = r.ends.unwrap_or(r.agreement.end_epoch).min(epoch);
+            if ends < r.agreement.end_epoch && r.ends != Some(ends) {
+                r.ends = Some(ends);
+                r.reason = Some(reason.to_owned());
+                r.notice_heard = heard;
+            }
+            Ok(ends)
+        })
+        .await
+    }
+
+    /// Tells the host; silence is not an error, the next tick tells it again.
+    pub(super) async fn send_notice(
+        self: &std::sync::Arc<Self>,
+        id: B256,
+        r: &RenterAgreement,
+    ) -> Result<(), RentError> {
+        let Some(epoch) = r.ends else { return Ok(()) };
+        match self.ask(&r.host, &RentalRequest::Cancel { id, epoch }).await {
+            Ok(RentalReply::Ends { .. }) | Err(RentError::Refused(Refusal::WrongState(_))) => {
+                self.change(id, |_, _, r| {
+                    r.notice_heard = true;
+                    Ok(())
+                })
+                .await
+            }
+            // The epoch began before the host heard of it: it ends with the next one it takes.
+            Err(RentError::Refused(Refusal::NoticeTooEarly { earliest })) => {
+                self.change(id, move |_, _, r| {
+                    r.ends = (earliest < r.agreement.end_epoch).then_some(earliest);
+                    Ok(())
+                })
+                .await
+            }
+            Ok(_) | Err(RentError::Courier(_) | RentError::Refused(_)) => {
+                tracing::info!(agreement = %id, "the host has not heard the notice yet");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

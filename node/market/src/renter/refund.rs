@@ -1,0 +1,136 @@
+//! Getting back what is left in the locks, and closing the books of agreements and things.
+//!
+//! A host that is paid in full releases the rest at once. From one that is gone the funder takes it back alone: it
+//! announces the decrease, waits out the channel's window, and finishes. What is owed by a voucher stays in the lock
+//! until the host redeems it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use btfs_ledger::{B256, Btt};
+
+use super::records::{self, RenterAgreement, ThingState};
+use super::{Inner, RentError, plan};
+use crate::events::MarketEvent;
+use crate::states::RenterState;
+
+impl Inner {
+    /// One round over all channels with ended agreements; then over all things.
+    pub(super) async fn refund(self: &Arc<Self>, now: u64) -> Result<(), RentError> {
+        let all = self.agreements().await?;
+        let ended =
+            |r: &RenterAgreement| !r.refunded && (r.state == RenterState::Closing || r.state.is_final());
+        let channels: BTreeSet<B256> =
+            all.iter().filter(|(_, r)| ended(r)).map(|(_, r)| r.channel.id()).collect();
+        for channel in channels {
+            let of: Vec<_> = all.iter().filter(|(_, r)| r.channel.id() == channel).cloned().collect();
+            self.refund_channel(channel, of, now).await?;
+        }
+        self.close_agreements(now).await?;
+        self.close_things().await
+    }
+
+    async fn refund_channel(
+        self: &Arc<Self>,
+        channel: B256,
+        of: Vec<(B256, RenterAgreement)>,
+        now: u64,
+    ) -> Result<(), RentError> {
+        let _one = self.paying.lock().await;
+        self.money.resume().await?;
+        for (id, r) in &of {
+            let paid = self.money.stream(channel, *id).await?.paid;
+            if paid > r.paid {
+                self.change(*id, move |_, _, r| {
+                    r.paid = r.paid.max(paid);
+                    Ok(())
+                })
+                .await?;
+            }
+        }
+        let needed = self.needs(channel).await?;
+        let view = self.money.channel(channel).await?;
+        let free = view.locked.saturating_sub(needed);
+        if free == Btt::ZERO {
+            return self.refunded(channel, &of, view.locked).await;
+        }
+        if view.pending > Btt::ZERO && now >= view.due {
+            self.money.finish(channel).await?;
+            let locked = self.money.channel(channel).await?.locked;
+            self.events.send(MarketEvent::Refunded { channel, locked });
+            return Ok(());
+        }
+        // A host that is there releases by itself while it winds up.
+        let patient = |r: &RenterAgreement| {
+            r.state == RenterState::Closing
+                && now < r.schedule().data_until().saturating_add(r.schedule().length)
+        };
+        if view.pending == Btt::ZERO && !of.iter().any(|(_, r)| patient(r)) {
+            self.money.decrease(channel, free).await?;
+        }
+        Ok(())
+    }
+
+    async fn refunded(
+        self: &Arc<Self>,
+        channel: B256,
+        of: &[(B256, RenterAgreement)],
+        locked: Btt,
+    ) -> Result<(), RentError> {
+        let mut any = false;
+        for (id, r) in
+            of.iter().filter(|(_, r)| !r.refunded && (r.state == RenterState::Closing || r.state.is_final()))
+        {
+            any |= r.state != RenterState::Failed;
+            self.change(*id, |_, _, r| {
+                r.refunded = true;
+                Ok(())
+            })
+            .await?;
+        }
+        if any {
+            self.events.send(MarketEvent::Refunded { channel, locked });
+        }
+        Ok(())
+    }
+
+    /// Closing -> Done once everything owed is paid out, or the host's time for it is long over.
+    async fn close_agreements(self: &Arc<Self>, now: u64) -> Result<(), RentError> {
+        for (id, r) in self.agreements().await? {
+            if r.state != RenterState::Closing {
+                continue;
+            }
+            let settled = r.acknowledged || r.voucher.is_none();
+            let paid = settled && r.paid >= r.owed();
+            let over = now >= r.schedule().data_until().saturating_add(r.schedule().length);
+            if paid || over {
+                self.change(id, |_, _, r| Ok(r.state.advance(RenterState::Done)?)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A thing is done when all its agreements are; its layout is not kept any longer than that.
+    async fn close_things(self: &Arc<Self>) -> Result<(), RentError> {
+        let agreements = self.agreements().await?;
+        for (id, thing) in self.things().await? {
+            if !matches!(thing.state, ThingState::Active | ThingState::Incomplete) {
+                continue;
+            }
+            let mut own = agreements.iter().filter(|(_, r)| r.thing == id);
+            let over = own.all(|(_, r)| r.state.is_final() || r.state == RenterState::Closing);
+            if !over {
+                continue;
+            }
+            self.write(move |s, batch| {
+                let Some(mut thing) = s.state().get(&records::THINGS, &id.0)? else { return Ok(()) };
+                thing.state = ThingState::Done;
+                batch.put(&records::THINGS, &id.0, &thing)?;
+                s.unpin(batch, &plan::layout_pin(id).into())?;
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+}
