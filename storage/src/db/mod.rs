@@ -10,6 +10,7 @@
 //! * A committed batch survives power loss: commits are synced (RocksDB groups concurrent ones into one sync).
 //! * Recovery tolerates a torn last record, which was never acknowledged, and refuses a hole in the middle: a state
 //!   that silently lost a voucher would be worse than one that does not open.
+//! * A full disk refuses commits whole and loses nothing; RocksDB goes on by itself within seconds of space returning.
 //! * Keys keep their order as bytes, so that scans come in key order. Values are DAG-CBOR.
 //! * Tables of other builds are opened and left alone; a repo of a newer schema is refused.
 //!

@@ -25,6 +25,10 @@ const MARK_BATCH: usize = 4096;
 /// Blocks deleted under one hold of their stripes; small, so that puts hardly wait.
 const SWEEP_BATCH: usize = 128;
 
+/// Space is given back at once when at least one part in this many was freed; less waits for the database's own
+/// housekeeping or a later collection, since settling the whole tree for it would cost more than it returns.
+const RECLAIM_SHARE: u64 = 50;
+
 /// What a collection did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct GcReport {
@@ -68,7 +72,8 @@ impl Store {
         marker.write()?;
         self.sweep(&db, generation, oldest, &mut report)?;
         alias::drop_unpinned(self.state())?;
-        if report.freed_blocks > 0 {
+        let left = self.stat()?.bytes;
+        if report.freed_bytes > 0 && report.freed_bytes >= left / RECLAIM_SHARE {
             db.reclaim()?;
         }
         tracing::info!(
@@ -129,7 +134,9 @@ impl Store {
         let mut gone: Vec<Meta> = Vec::with_capacity(keys.len());
         for key in keys.iter() {
             let Some(meta) = db.meta(key)? else { continue };
-            if !is_dead(db, key, generation, oldest)? {
+            // Its quarantine may be in memory only; logging the deletion alone would upset the totals in a crash.
+            let unsettled = meta.quarantined && self.shared.has_unflushed();
+            if unsettled || !is_dead(db, key, generation, oldest)? {
                 continue;
             }
             changes.forget(key);
@@ -139,7 +146,7 @@ impl Store {
             gone.push(meta);
         }
         if !changes.is_empty() {
-            self.shared.write(db, changes, Log::Write)?;
+            self.shared.write(changes, Log::Write)?;
         }
         for meta in gone {
             self.shared.space.shrink(meta.class, u64::from(meta.size));
@@ -233,6 +240,6 @@ impl Marker<'_> {
         for (key, walked) in self.pending.drain() {
             changes.mark(&key, Mark { generation: self.generation, walked });
         }
-        self.shared.write(self.db, changes, Log::Skip)
+        self.shared.write_hints(changes)
     }
 }

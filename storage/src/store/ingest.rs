@@ -1,5 +1,6 @@
 //! A series of puts that is acknowledged as a whole.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use crate::{BlockSink, Class, MAX_BLOCK, StoreError};
 /// flush for each of them would leave a table and a blob file per acknowledgement. Larger ones skip the log.
 const BUFFER: usize = 4 << 20;
 /// What a buffered block costs beside its bytes, so that tiny ones cannot pile up without bound.
-const BLOCK_OVERHEAD: usize = 128;
+const BLOCK_OVERHEAD: usize = 256;
 
 /// Blocks on their way into a store.
 ///
@@ -32,6 +33,8 @@ pub struct Ingest {
     incarnation: u64,
     buffer: Vec<Incoming>,
     buffered: usize,
+    /// Keys in the buffer, with their sizes.
+    waiting: HashMap<Vec<u8>, u64>,
     /// Whether blocks were written, or relied upon, that only a flush makes durable.
     needs_flush: bool,
     failed: bool,
@@ -69,6 +72,7 @@ impl Ingest {
             incarnation,
             buffer: Vec::new(),
             buffered: 0,
+            waiting: HashMap::new(),
             needs_flush: false,
             failed: false,
             totals: Ingested::default(),
@@ -89,8 +93,8 @@ impl Ingest {
             return Ok(true);
         }
         let key = key(cid);
-        if let Some(block) = self.buffer.iter().find(|block| block.key == key) {
-            self.totals.bytes += block.data.len() as u64;
+        if let Some(size) = self.waiting.get(&key) {
+            self.totals.bytes += size;
             self.totals.blocks += 1;
             return Ok(true);
         }
@@ -164,6 +168,7 @@ impl Ingest {
                 self.needs_flush |= !written.logged;
                 self.buffer.clear();
                 self.buffered = 0;
+                self.waiting.clear();
                 Ok(())
             }
             Err(error) => {
@@ -189,8 +194,11 @@ impl BlockSink for Ingest {
         if hash::inline(cid).is_some() {
             return Ok(());
         }
-        self.buffered += data.len() + BLOCK_OVERHEAD;
-        self.buffer.push(Incoming { key: key(cid), data });
+        let key = key(cid);
+        if self.waiting.insert(key.clone(), data.len() as u64).is_none() {
+            self.buffered += data.len() + BLOCK_OVERHEAD;
+            self.buffer.push(Incoming { key, data });
+        }
         if self.buffered >= BUFFER { self.write_out(Log::Skip) } else { Ok(()) }
     }
 }

@@ -146,7 +146,7 @@ impl Shared {
         changes.put_meta(key, Meta { quarantined: true, ..meta });
         changes.add(Counter::Quarantined, 1);
         let log = if self.has_unflushed() { Log::Skip } else { Log::Write };
-        self.write(db, changes, log)
+        self.write(changes, log)
     }
 }
 

@@ -7,7 +7,7 @@
 //! two: a batch that goes through the log may not build on blocks that are only in memory, or a crash would keep the
 //! one and lose the other. So a batch with hits skips the log while any skipped write is unflushed.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -68,7 +68,10 @@ struct Plan<'a> {
     growth: u64,
     /// Bytes that leave the cache's books.
     promoted: u64,
+    /// Whether it builds on blocks that were here.
     hits: bool,
+    /// Whether it changes more than stamps.
+    matters: bool,
 }
 
 impl Plan<'_> {
@@ -82,6 +85,7 @@ impl Plan<'_> {
                 self.changes.put_meta(&block.key, meta);
                 self.changes.add(Counter::Blocks(self.class), 1);
                 self.changes.add(Counter::Bytes(self.class), size as i64);
+                self.matters = true;
                 self.written.new_blocks += 1;
                 self.written.new_bytes += size;
                 self.growth += size;
@@ -89,6 +93,7 @@ impl Plan<'_> {
             Some(found) => {
                 self.hits = true;
                 if found.quarantined {
+                    self.matters = true;
                     // The right bytes are back; the space was counted all along.
                     self.changes.put_block(&block.key, &block.data);
                     self.changes.put_meta(&block.key, Meta { quarantined: false, ..found });
@@ -104,6 +109,7 @@ impl Plan<'_> {
         if found.class != Class::Cache || self.class == Class::Cache {
             return;
         }
+        self.matters = true;
         self.changes.put_meta(key, Meta { class: self.class, quarantined: false, ..found });
         for (class, sign) in [(Class::Cache, -1), (self.class, 1)] {
             self.changes.add(Counter::Blocks(class), sign);
@@ -124,7 +130,7 @@ impl Shared {
         }
     }
 
-    /// Writes a batch of blocks of `class`, each of which hashes to its key. Visible when this returns, durable after
+    /// Writes a batch of blocks of `class`, each of which hashes to its key and is there once. Visible when this returns, durable after
     /// the barrier that [`Written::logged`] names.
     pub fn put(
         &self,
@@ -143,21 +149,21 @@ impl Shared {
             growth: 0,
             promoted: 0,
             hits: false,
+            matters: false,
         };
-        let mut seen = HashSet::with_capacity(blocks.len());
         for block in blocks {
-            if seen.insert(block.key.as_slice()) {
-                plan.put(block, db.meta(&block.key)?);
-            }
+            plan.put(block, db.meta(&block.key)?);
         }
         let log = if plan.hits && self.has_unflushed() { Log::Skip } else { log };
+        let only_hits = !plan.matters;
         let Plan { changes, mut written, growth, promoted, .. } = plan;
         if written.new_bytes > 0 {
             self.check_disk(db, written.new_bytes)?;
         }
         written.logged = log == Log::Write;
         written.drawn = self.space.grow(class, growth, draws_on)?;
-        if let Err(error) = self.write(db, changes, log) {
+        let result = if only_hits { self.write_hints(changes) } else { self.write(changes, log) };
+        if let Err(error) = result {
             self.space.shrink(class, growth);
             if let Some(id) = draws_on {
                 self.space.undraw(id, written.drawn);
@@ -176,18 +182,24 @@ impl Shared {
         }
         let mut changes = db.changes();
         changes.stamp(key, self.leases.generation());
-        self.write(db, changes, Log::Skip)?;
+        self.write_hints(changes)?;
         Ok(true)
     }
 
-    /// Writes changes; the stripes of their keys must be held.
-    pub fn write(&self, db: &BlockDb, changes: Changes<'_>, log: Log) -> Result<(), StoreError> {
+    /// Writes changes; the stripes of their keys must be held, so that whoever then finds one of them also finds it
+    /// counted as unflushed.
+    pub fn write(&self, changes: Changes<'_>, log: Log) -> Result<(), StoreError> {
         changes.write(log).map_err(|e| self.note_fault(&e))?;
         if log == Log::Skip {
             self.skipped.fetch_add(1, Ordering::SeqCst);
         }
-        debug_assert_eq!(db.path(), self.blocks_path);
         Ok(())
+    }
+
+    /// Writes stamps or marks alone. A crash may lose them: it ends the leases and the collection they are for. So
+    /// they skip the log and nobody needs a flush on their account.
+    pub fn write_hints(&self, changes: Changes<'_>) -> Result<(), StoreError> {
+        changes.write(Log::Skip).map_err(|e| self.note_fault(&e))
     }
 
     /// Whether there are writes that only a flush makes durable.
@@ -212,9 +224,8 @@ impl Shared {
 
     /// Refuses if `asked` more bytes would bring the disk under its reserve, buffers included.
     pub fn check_disk(&self, db: &BlockDb, asked: u64) -> Result<(), StoreError> {
-        let free = self.disk_free()?;
-        let needed = self.reserve_bytes.saturating_add(asked).saturating_add(db.unflushed()?);
-        if free >= needed {
+        let free = self.disk_free()?.saturating_sub(db.unflushed()?);
+        if free >= self.reserve_bytes.saturating_add(asked) {
             return Ok(());
         }
         let (path, reserve) = (self.blocks_path.clone(), self.reserve_bytes);

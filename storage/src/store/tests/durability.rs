@@ -138,3 +138,25 @@ fn pins_refuse_incomplete_dags_and_nothing_of_the_batch_is_written() {
     store.state().commit(batch).unwrap();
     assert_eq!(store.pin_get(&"p".into()).unwrap().unwrap().root, root);
 }
+
+#[test]
+fn many_small_pinned_ingests_share_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let common = block(0, 2000);
+    for seed in 1..=60 {
+        let own = block(seed, 10_000);
+        let (root, data) = node(seed, &[common.0, own.0]);
+        let mut ingest = store.ingest(Class::Own).unwrap();
+        for (cid, data) in [common.clone(), own, (root, data)] {
+            ingest.put(&cid, data).unwrap();
+        }
+        let mut batch = store.state().batch();
+        store.pin(&mut batch, &pin(&seed.to_string(), PinKind::Recursive, root)).unwrap();
+        ingest.finish(batch).unwrap();
+    }
+    let files = std::fs::read_dir(dir.path().join("blocks")).unwrap().count();
+    assert!(files < 20, "{files} files for 60 ingests of 12 KB");
+    let copy = crash_copy(dir.path());
+    assert_eq!(open(copy.path()).stat().unwrap().blocks, 121);
+}
