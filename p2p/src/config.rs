@@ -2,12 +2,61 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use libp2p::StreamProtocol;
+use btfs_storage::Store;
+use libp2p::{Multiaddr, StreamProtocol};
 use thiserror::Error;
+
+use crate::policy::{ServeEverything, ServePolicy};
+use crate::rpc::RpcService;
 
 /// Longest name of a private network: it becomes part of a protocol name, which libp2p caps at 140 bytes.
 pub const MAX_NETWORK_NAME: usize = 64;
+
+/// Everything a [`Host`](crate::Host) needs to start. Start from [`HostConfig::new`] and change what differs.
+#[derive(Clone)]
+pub struct HostConfig {
+    /// The node's secp256k1 secret key: its identity.
+    pub secret: [u8; 32],
+    /// Addresses to listen on; port 0 means any free one. Empty: the node only dials.
+    pub listen: Vec<Multiaddr>,
+    /// Addresses under which others reach this node though it does not listen on them itself (a forwarded port, a
+    /// DNS name). They are told to peers next to the listen addresses that are worth telling.
+    pub announce: Vec<Multiaddr>,
+    /// Which DHT to join.
+    pub network: Network,
+    /// Peers to start from, at most [`MAX_BOOTSTRAP`]; with `/p2p/ID` at the end they are also reconnected to.
+    pub bootstrap: Vec<Multiaddr>,
+    /// The node's store: Bitswap serves blocks from it, and this crate's tables ([`crate::TABLES`]) are in its state.
+    pub store: Store,
+    /// Which peer is served which block.
+    pub serve: Arc<dyn ServePolicy>,
+    /// The protocols answered.
+    pub rpc: Vec<RpcService>,
+    /// What identify tells others, such as `btfs/0.1.0`.
+    pub agent: String,
+}
+
+/// Most bootstrap peers of a configuration.
+pub const MAX_BOOTSTRAP: usize = 64;
+
+impl HostConfig {
+    /// A node of the `btfs` network that listens nowhere, serves every block and answers no rpc.
+    pub fn new(secret: [u8; 32], store: Store) -> Self {
+        HostConfig {
+            secret,
+            listen: Vec::new(),
+            announce: Vec::new(),
+            network: Network::default(),
+            bootstrap: Vec::new(),
+            store,
+            serve: Arc::new(ServeEverything),
+            rpc: Vec::new(),
+            agent: concat!("btfs/", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+}
 
 /// Which DHT the node belongs to. Nodes of different networks can still connect and exchange blocks; they
 /// only do not see each other's provider records.

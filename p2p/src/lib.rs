@@ -1,6 +1,6 @@
 //! The libp2p host: Kademlia, Bitswap, typed request/response.
 //!
-//! What this crate does: it runs one libp2p node. [`Host`](host::Host) owns a task that owns the swarm; everything
+//! What this crate does: it runs one libp2p node. [`Host`] owns a task that owns the swarm; everything
 //! else talks to that task through bounded channels. Bytes of blocks and of requests never pass through
 //! those channels: Bitswap and rpc hand negotiated streams to tasks of their own.
 //!
@@ -16,12 +16,18 @@
 
 pub mod bitswap;
 pub mod config;
+pub mod host;
 pub mod identity;
 pub mod policy;
+mod routing;
 pub mod rpc;
 
-pub use config::Network;
+pub use config::{HostConfig, Network};
+pub use host::{
+    BootstrapState, ConnectError, Connectivity, Direction, Host, PeerInfo, ProvideError, Provided, StartError,
+};
 pub use identity::{keypair_from_secret, peer_from_public_key, public_key_from_peer};
 pub use libp2p::{Multiaddr, PeerId};
 pub use policy::{ServeEverything, ServePolicy};
+pub use routing::persist::TABLES;
 pub use rpc::{RpcError, RpcHandler, RpcService};

@@ -7,12 +7,23 @@
 //! status: [`STATUS_OK`] and the payload, [`STATUS_ERROR`] and the handler's text, [`STATUS_BUSY`] and a text
 //! when a limit was reached before the request was read.
 
+mod call;
+mod frame;
+mod limit;
+mod server;
+pub(crate) mod streams;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use libp2p::PeerId;
 use thiserror::Error;
+
+pub(crate) use call::exchange;
+pub use limit::{BURST, RATE_PER_SECOND};
+pub(crate) use server::serve;
+pub use server::{MAX_CONCURRENT, MAX_CONCURRENT_PER_PEER};
 
 /// The answer holds the payload.
 pub const STATUS_OK: u8 = 0;
@@ -115,3 +126,8 @@ pub enum RpcError {
 
 /// Longest error text that travels, in bytes: enough for a sentence or two.
 pub const MAX_ERROR_TEXT: usize = 1024;
+
+/// The longest prefix of `text` of at most `cap` bytes that is still UTF-8.
+fn cut_text(text: &str, cap: usize) -> &str {
+    &text[..text.floor_char_boundary(cap)]
+}
