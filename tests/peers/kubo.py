@@ -46,6 +46,8 @@ def configure(repo):
 
 class Kubo:
     def __init__(self, library, repo):
+        # It writes its log into the working directory.
+        os.chdir(repo)
         self.lib = ctypes.CDLL(library)
         for name in ("AddFile", "GetNodeID", "GetNodeMultiAddrs", "ListPeers"):
             getattr(self.lib, name).restype = ctypes.c_char_p
