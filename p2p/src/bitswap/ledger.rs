@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Ready wants are ordered by priority, then by age. A waiting want is one whose block is not here; it stays until it
-//! is cancelled, so that the peer gets the block should it come. The number of wants is capped; when the table is full
+//! is cancelled, so that the peer gets the block should it come. The number of wants not in flight is capped; when the table is full
 //! a want of higher priority takes the place of the lowest one that nobody works on.
 
 use std::cmp::Reverse;
@@ -92,6 +92,11 @@ impl PeerWants {
         !self.ready.is_empty()
     }
 
+    /// Wants that nobody works on at the moment.
+    fn queued(&self) -> usize {
+        self.ready.len() + self.waiting.len()
+    }
+
     /// Whether something is being answered or could be.
     pub fn is_busy(&self) -> bool {
         self.wants.len() > self.waiting.len()
@@ -141,7 +146,7 @@ impl PeerWants {
                 self.insert(entry.cid, new);
                 true
             }
-            None if self.wants.len() < MAX_WANTS_PER_PEER || self.evict_below(entry.priority) => {
+            None if self.queued() < MAX_WANTS_PER_PEER || self.evict_below(entry.priority) => {
                 self.insert(entry.cid, new);
                 true
             }

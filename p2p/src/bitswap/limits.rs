@@ -11,8 +11,12 @@ pub const MAX_BLOCK: usize = btfs_storage::MAX_BLOCK;
 /// Longest CID in a want or a presence, in bytes; longer ones are ignored, as Kubo does.
 pub const MAX_CID: usize = 168;
 
-/// Wants one peer may have registered with another. Others enforce it on us, we on them.
+/// Wants that are kept for one peer. Those being answered do not count: the peer may have the block, and ask for the
+/// next, before we know that it was written.
 pub const MAX_WANTS_PER_PEER: usize = 1024;
+
+/// Wants that we register with one peer. Others keep 1024, but count those whose blocks are on the way to us.
+pub const MAX_ASKS_PER_PEER: usize = 512;
 
 /// Entries of one kind (wants, blocks, presences) that are taken from one message; a full wantlist with as many
 /// cancels fits several times. The rest is counted as dropped.
@@ -95,6 +99,9 @@ pub const HAVE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A want older than this at one peer moves to another that has hardly anything to do.
 pub const SLOW_WANT: Duration = Duration::from_secs(2);
+
+/// A want that is not answered for so long is said again: a peer whose list was full has dropped it silently.
+pub const SAY_AGAIN: Duration = Duration::from_secs(3);
 
 /// Wants that nobody had are asked again after this time by those who still wait.
 pub const RETRY: Duration = Duration::from_secs(15);

@@ -39,6 +39,8 @@ mod source;
 mod stats;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use behaviour::Behaviour;

@@ -26,6 +26,8 @@
 
 mod peer;
 mod schedule;
+#[cfg(test)]
+mod tests;
 mod want;
 
 use std::collections::{HashMap, HashSet};
@@ -37,7 +39,7 @@ use libp2p::PeerId;
 use self::peer::{Peer, Status};
 use self::want::{AskState, Phase, Waiter, Want};
 use super::limits::{
-    MAX_ENTRIES_PER_MESSAGE, MAX_SESSION_PEERS, MAX_SESSIONS, MAX_WANTS, MAX_WANTS_PER_PEER, RETRY,
+    MAX_ASKS_PER_PEER, MAX_ENTRIES_PER_MESSAGE, MAX_SESSION_PEERS, MAX_SESSIONS, MAX_WANTS, RETRY,
 };
 use super::wire::{Key, WantEntry};
 
@@ -312,7 +314,7 @@ impl Client {
             want.phase = Phase::Listening;
         }
         // The peer keeps the want in case the block comes; when its list fills up, room is worth more.
-        if !has && peer.outbox.occupied() > MAX_WANTS_PER_PEER / 2 {
+        if !has && peer.outbox.occupied() > MAX_ASKS_PER_PEER / 2 {
             peer.outbox.cancel(cid);
             self.wake(from);
         }
@@ -339,11 +341,15 @@ impl Client {
 
     /// The last connection to a peer closed.
     pub fn peer_down(&mut self, peer: PeerId, now: Instant) {
-        self.lose(peer, Status::Away, now);
-        for id in self.sessions_with(&peer) {
-            if self.sessions.get(&id).is_some_and(|session| !session.wants.is_empty()) {
-                self.dial_absent(id, now);
-            }
+        let Some(known) = self.peers.get(&peer) else { return };
+        let may_dial = known.redial_after.is_none_or(|at| at <= now);
+        let wanted = self.sessions.values().any(|s| !s.wants.is_empty() && s.peers.contains(&peer));
+        if may_dial && wanted {
+            // Before its wants look for others: a peer that may be back soon is no reason to give up.
+            self.lose(peer, Status::Dialing(now), now);
+            self.dialling(peer, now);
+        } else {
+            self.lose(peer, Status::Away, now);
         }
     }
 
@@ -452,13 +458,19 @@ impl Client {
     /// Asks for connections to the peers of a session that are away.
     fn dial_absent(&mut self, id: SessionId, now: Instant) {
         let Some(session) = self.sessions.get(&id) else { return };
-        for peer in &session.peers {
-            let Some(known) = self.peers.get_mut(peer) else { continue };
-            if known.status == Status::Away && known.redial_after.is_none_or(|at| at <= now) {
-                known.status = Status::Dialing(now);
-                known.redial_after = Some(now + RETRY);
-                self.events.push(Event::Dial(*peer));
-            }
+        let away = |peer: &&PeerId| {
+            let known = self.peers.get(*peer);
+            known.is_some_and(|p| p.status == Status::Away && p.redial_after.is_none_or(|at| at <= now))
+        };
+        let away: Vec<PeerId> = session.peers.iter().filter(away).copied().collect();
+        away.into_iter().for_each(|peer| self.dialling(peer, now));
+    }
+
+    fn dialling(&mut self, peer: PeerId, now: Instant) {
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.status = Status::Dialing(now);
+            known.redial_after = Some(now + RETRY);
+            self.events.push(Event::Dial(peer));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use cid::Cid;
 
 use crate::bitswap::limits::{
-    ASK_TIMEOUT_MAX, ASK_TIMEOUT_MIN, MAX_STRIKES, MAX_WANTS_PER_PEER, RECENT_CANCELS, WINDOW_MIN,
+    ASK_TIMEOUT_MAX, ASK_TIMEOUT_MIN, MAX_ASKS_PER_PEER, MAX_STRIKES, RECENT_CANCELS, WINDOW_MIN,
     WINDOW_START, WINDOW_TARGET,
 };
 use crate::bitswap::wire::{Key, WantEntry, WantKind};
@@ -48,7 +48,7 @@ impl Window {
     /// A block came `latency` after it was asked for.
     pub fn delivered(&mut self, latency: Duration) {
         if latency < WINDOW_TARGET {
-            self.size = (self.size + 1).min(MAX_WANTS_PER_PEER);
+            self.size = (self.size + 1).min(MAX_ASKS_PER_PEER);
         } else if latency > 2 * WINDOW_TARGET {
             self.size = (self.size - 1).max(WINDOW_MIN);
         }
@@ -253,7 +253,7 @@ impl Peer {
 
     /// Whether one more want-block may be sent.
     pub fn has_room(&self) -> bool {
-        self.in_flight < self.window.size() && self.outbox.occupied() < MAX_WANTS_PER_PEER
+        self.in_flight < self.window.size() && self.outbox.occupied() < MAX_ASKS_PER_PEER
     }
 
     /// Time until a block asked now would come, as far as is known. Unmeasured peers look good, so that they get
@@ -317,7 +317,7 @@ mod tests {
         for _ in 0..2000 {
             window.delivered(Duration::from_millis(30));
         }
-        assert_eq!(window.size(), MAX_WANTS_PER_PEER);
+        assert_eq!(window.size(), MAX_ASKS_PER_PEER);
         for _ in 0..2000 {
             window.delivered(Duration::from_secs(5));
         }

@@ -9,15 +9,18 @@ use super::peer::Status;
 use super::want::{AskState, Phase};
 use super::{Client, Event, Patience, SessionId};
 use crate::bitswap::limits::{
-    CONFIDENT_AFTER, HAVE_PATIENCE, LAST_HOPE, MAX_WANTS_PER_PEER, OPEN_TIMEOUT, RETRY, SLOW_WANT,
+    CONFIDENT_AFTER, HAVE_PATIENCE, LAST_HOPE, MAX_ASKS_PER_PEER, OPEN_TIMEOUT, RETRY, SAY_AGAIN, SLOW_WANT,
 };
 use crate::bitswap::wire::{Key, WantKind};
 
 /// Want-haves leave this much of a peer's list to want-blocks.
-const HAVE_ROOM: usize = MAX_WANTS_PER_PEER * 3 / 4;
+const HAVE_ROOM: usize = MAX_ASKS_PER_PEER * 3 / 4;
 
 /// Wants moved away from one slow peer in one tick.
 const RELIEF: usize = 8;
+
+/// Wants repeated to one peer in one tick.
+const REPEATS: usize = 64;
 
 /// The peers that can be asked for a want, by what is known.
 #[derive(Default)]
@@ -343,6 +346,25 @@ impl Client {
         } else if now.saturating_duration_since(oldest) > SLOW_WANT {
             self.relieve(id, now);
         }
+        self.say_again(id, now);
+    }
+
+    /// Repeats the oldest wants of a peer that it may have dropped: its list was full, or the message was lost.
+    fn say_again(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        for (at, key) in peer.sent.iter().take(REPEATS) {
+            let Some(want) = self.wants.get_mut(key) else { continue };
+            let (cid, priority) = (want.cid, want.priority);
+            let Some(ask) = want.ask_mut(&id).filter(|ask| ask.state == AskState::Block && ask.at == *at)
+            else {
+                continue;
+            };
+            if now.saturating_duration_since(ask.again.unwrap_or(*at)) > SAY_AGAIN {
+                ask.again = Some(now);
+                peer.outbox.want(cid, priority, WantKind::Block);
+            }
+        }
+        self.wake(id);
     }
 
     /// Moves the wants of a silent peer to others; those that nobody else can have stay a while longer.

@@ -28,6 +28,8 @@ pub struct Ask {
     pub peer: PeerId,
     pub state: AskState,
     pub at: Instant,
+    /// When it was last said again.
+    pub again: Option<Instant>,
     /// It had claimed to have the block before it was asked for it.
     pub claimed: bool,
 }
@@ -90,8 +92,11 @@ impl Want {
 
     pub fn set_ask(&mut self, peer: PeerId, state: AskState, at: Instant) {
         match self.ask_mut(&peer) {
-            Some(ask) => *ask = Ask { peer, state, at, claimed: ask.claimed || ask.state == AskState::Has },
-            None => self.asks.push(Ask { peer, state, at, claimed: false }),
+            Some(ask) => {
+                *ask =
+                    Ask { peer, state, at, again: None, claimed: ask.claimed || ask.state == AskState::Has };
+            }
+            None => self.asks.push(Ask { peer, state, at, again: None, claimed: false }),
         }
     }
 
