@@ -238,8 +238,11 @@ impl Client {
     /// A peer of a session came into reach: every want of the session may go to it.
     pub(super) fn revive(&mut self, id: SessionId, peer: PeerId, now: Instant) {
         let Some(session) = self.sessions.get(&id) else { return };
-        let mut keys: Vec<Key> = session.wants.keys().copied().collect();
-        keys.sort_by_key(|key| self.wants.get(key).map(|want| std::cmp::Reverse(want.priority)));
+        let usable = self.peers.get(&peer).is_some_and(|peer| peer.usable());
+        // A peer that is only being dialled is a hope to those that have no other.
+        let concerned = |key: &&Key| usable || self.idle.contains(*key);
+        let mut keys: Vec<Key> = session.wants.keys().filter(concerned).copied().collect();
+        keys.sort_by_cached_key(|key| self.wants.get(key).map(|want| std::cmp::Reverse(want.priority)));
         for key in keys {
             let Some(want) = self.wants.get_mut(&key) else { continue };
             match want.phase {
@@ -286,7 +289,7 @@ impl Client {
             peer.sent.clear();
             peer.outbox.clear();
         }
-        orphans.sort_by_key(|key| self.wants.get(key).map(|want| std::cmp::Reverse(want.priority)));
+        orphans.sort_by_cached_key(|key| self.wants.get(key).map(|want| std::cmp::Reverse(want.priority)));
         for key in orphans {
             self.assign(key, now);
         }
