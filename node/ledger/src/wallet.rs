@@ -210,6 +210,17 @@ impl Wallet {
         if let Some(length) = purpose.map(str::len).filter(|length| *length > MAX_PURPOSE) {
             return Err(WalletError::Purpose(length));
         }
+        let (wallet, operation) = (self.clone(), operation.clone());
+        let purpose = purpose.map(str::to_owned);
+        detached(async move { wallet.call_in_turn(&operation, value, purpose.as_deref()).await }).await
+    }
+
+    async fn call_in_turn(
+        &self,
+        operation: &Operation,
+        value: Btt,
+        purpose: Option<&str>,
+    ) -> Result<Receipt, WalletError> {
         let _turn = self.inner.turn.lock().await;
         self.finish_pending().await.map_err(|error| match error {
             WalletError::Unknown(why) => WalletError::Earlier(why),
@@ -232,8 +243,12 @@ impl Wallet {
     /// Sends again what a crash or a silent ledger left without a receipt; to be called at start and whenever the
     /// ledger is back. Gives the receipts that came.
     pub async fn resume(&self) -> Result<Vec<Receipt>, WalletError> {
-        let _turn = self.inner.turn.lock().await;
-        self.finish_pending().await
+        let wallet = self.clone();
+        detached(async move {
+            let _turn = wallet.inner.turn.lock().await;
+            wallet.finish_pending().await
+        })
+        .await
     }
 
     /// Calls without a receipt yet.
@@ -372,6 +387,14 @@ impl Wallet {
         let committed = tokio::task::spawn_blocking(move || db.commit(batch)).await;
         committed.map_err(|error| WalletError::Unknown(error.to_string()))?.map_err(WalletError::Db)
     }
+}
+
+/// Runs work on money to its end even if the caller stops waiting: a call whose writing was cut off halfway must not
+/// meet the next one.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, WalletError>> + Send + 'static,
+) -> Result<T, WalletError> {
+    tokio::spawn(work).await.unwrap_or_else(|error| Err(WalletError::Unknown(error.to_string())))
 }
 
 fn succeeded(receipt: Receipt) -> Result<Receipt, WalletError> {

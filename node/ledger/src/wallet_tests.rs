@@ -215,3 +215,19 @@ async fn calls_at_once_get_their_own_nonces() {
     }
     assert_eq!(balance(&world, 2), 210);
 }
+
+#[tokio::test]
+async fn a_caller_that_stops_waiting_stops_no_payment() {
+    let world = World::new();
+    let db = state(&world.folder, "wallet");
+    let wallet = wallet(&world, &db, 1);
+    for round in 0..20u64 {
+        let purpose = format!("payment {round}");
+        let waiting = wallet.transfer(key(2).address(), units(1), Some(&purpose));
+        // Gives up at a different point of the way each time.
+        let _ = tokio::time::timeout(Duration::from_micros(300 * round), waiting).await;
+        wallet.transfer(key(2).address(), units(1), Some(&purpose)).await.unwrap();
+    }
+    assert_eq!(balance(&world, 2), 20);
+    assert!(wallet.pending().unwrap().is_empty());
+}
