@@ -55,7 +55,7 @@ struct Waiting {
 pub struct Assembler {
     info: Info,
     layout: Arc<Layout>,
-    digests: Vec<Option<[u8; 32]>>,
+    digests: Digests,
     waiting: HashMap<u32, Waiting>,
     /// Put, but not durable yet.
     fresh: Vec<(u32, [u8; 32])>,
@@ -85,7 +85,7 @@ pub struct Finished {
 
 impl Assembler {
     /// Goes on from what is durable.
-    pub fn new(info: Info, layout: Arc<Layout>, digests: Vec<Option<[u8; 32]>>) -> Assembler {
+    pub fn new(info: Info, layout: Arc<Layout>, digests: Digests) -> Assembler {
         Assembler {
             info,
             layout,
@@ -296,12 +296,11 @@ fn put_link(path: &[String], target: &[String], ingest: &mut Ingest) -> Result<I
     Ok(Imported { root: cid, size: 0, dag_size, blocks: 1 })
 }
 
+/// SHA-256 of each leaf, by number, as far as it is known.
+pub type Digests = Vec<Option<[u8; 32]>>;
+
 /// The digests of a download's durable leaves, and which of its pieces are wholly stored.
-pub fn resume(
-    store: &Store,
-    hash: &InfoHash,
-    layout: &Layout,
-) -> Result<(Vec<Option<[u8; 32]>>, Bitfield), StoreError> {
+pub fn resume(store: &Store, hash: &InfoHash, layout: &Layout) -> Result<(Digests, Bitfield), StoreError> {
     let mut digests = vec![None; layout.leaf_count() as usize];
     for entry in store.state().scan(&LEAVES, &hash.0) {
         let ((_, leaf), digest) = entry?;

@@ -15,6 +15,7 @@ use btfs_storage::{BlockSource, Cid, Store, StoreError, hash};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
+use crate::assemble::Digests;
 use crate::infohash::InfoHash;
 use crate::layout::{LEAF, Layout, Segment};
 use crate::metainfo::Info;
@@ -48,7 +49,7 @@ pub enum BridgeError {
 #[derive(Debug)]
 enum Place {
     /// Leaves of the default profile by number, as far as they are durable: a download, also after its end.
-    Leaves(Vec<Option<[u8; 32]>>),
+    Leaves(Digests),
     /// A stored DAG.
     Dag {
         root: Cid,
@@ -118,7 +119,7 @@ impl Content {
     }
 
     /// Content that is being downloaded; `leaves` are the digests of those that are durable.
-    pub fn partial(info: Info, layout: Arc<Layout>, leaves: Vec<Option<[u8; 32]>>) -> Content {
+    pub fn partial(info: Info, layout: Arc<Layout>, leaves: Digests) -> Content {
         Content { info, layout, place: RwLock::new(Place::Leaves(leaves)) }
     }
 

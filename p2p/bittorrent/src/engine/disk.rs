@@ -111,6 +111,7 @@ fn apply(inner: &Inner, torrent: &Torrent, outcome: Outcome) -> bool {
     if let Some(picker) = &mut swarm.picker {
         outcome.verified.iter().for_each(|p| picker.verified(*p));
     }
+    let any_wrong = !outcome.wrong.is_empty();
     for (piece, senders) in outcome.wrong {
         tracing::info!(torrent = %torrent.hash, piece, "a piece did not match its hash and is fetched again");
         for addr in swarm.blame(piece, &senders) {
@@ -118,6 +119,10 @@ fn apply(inner: &Inner, torrent: &Torrent, outcome: Outcome) -> bool {
         }
     }
     swarm.announce_pieces(&outcome.checkpoint.pieces);
+    if any_wrong {
+        // A piece that failed may be all that a peer has for us.
+        swarm.update_interest_all();
+    }
     let Some(finished) = outcome.finished else {
         swarm.refill_all(inner.random());
         return false;
@@ -127,8 +132,7 @@ fn apply(inner: &Inner, torrent: &Torrent, outcome: Outcome) -> bool {
     swarm.announce_pieces(&all);
     swarm.have = Some(Bitfield::full(content.layout.piece_count()));
     swarm.picker = None;
-    let conns: Vec<ConnId> = swarm.peers.keys().copied().collect();
-    conns.into_iter().for_each(|conn| swarm.update_interest(conn));
+    swarm.update_interest_all();
     swarm.drop_seeds();
     drop(guard);
     tracing::info!(torrent = %torrent.hash, root = %finished.root, "torrent complete");

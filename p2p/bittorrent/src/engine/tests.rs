@@ -35,6 +35,9 @@ fn open(path: &Path) -> Store {
 
 impl Home {
     fn new() -> Home {
+        // `RUST_LOG=btfs_bittorrent=debug` shows what happens; a second test in the process finds it set up.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let dir = tempfile::tempdir().unwrap();
         let store = open(dir.path());
         Home { dir, store }

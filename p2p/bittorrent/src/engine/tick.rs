@@ -11,7 +11,6 @@ use super::disk::DiskJob;
 use super::torrent::{Phase, Swarm, Torrent};
 use super::{Inner, conn};
 use crate::choker::ROUND_SECONDS;
-use crate::picker::ConnId;
 
 /// Without a block for so long, a peer that owes some is snubbing us.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,8 +45,7 @@ fn tick(inner: &Arc<Inner>, torrent: &Arc<Torrent>) {
             swarm.last_round = now;
             swarm.choke_round(now, inner.config.ranking.as_ref(), inner.random());
         }
-        let conns: Vec<ConnId> = swarm.peers.keys().copied().collect();
-        conns.into_iter().for_each(|conn| swarm.update_interest(conn));
+        swarm.update_interest_all();
         swarm.refill_all(inner.random());
     }
     let stuck = match &mut swarm.picker {

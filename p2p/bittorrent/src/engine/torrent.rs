@@ -305,6 +305,12 @@ impl Swarm {
         }
     }
 
+    /// [`Swarm::update_interest`] for everyone.
+    pub(super) fn update_interest_all(&mut self) {
+        let conns: Vec<ConnId> = self.peers.keys().copied().collect();
+        conns.into_iter().for_each(|conn| self.update_interest(conn));
+    }
+
     /// Requests as many blocks from a peer as its window has room for.
     pub(super) fn refill(&mut self, conn: ConnId, random: u32) {
         let (Some(picker), Some(peer)) = (&mut self.picker, self.peers.get_mut(&conn)) else { return };
