@@ -8,6 +8,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 
+use super::persist::PeerRow;
+
 /// Peers remembered; about a kilobyte each.
 pub(crate) const MAX_PEERS: usize = 4096;
 
@@ -114,7 +116,7 @@ impl Book {
     }
 
     /// Takes the peers whose entries changed, with what is known of them now: nothing, if they were forgotten.
-    pub(crate) fn take_changes(&mut self) -> Vec<(PeerId, Option<(Vec<Multiaddr>, u64)>)> {
+    pub(crate) fn take_changes(&mut self) -> Vec<PeerRow> {
         let dirty = std::mem::take(&mut self.dirty);
         let entry = |peer: &PeerId| self.peers.get(peer).map(|entry| (self.addresses(peer), entry.seen));
         dirty.into_iter().map(|peer| (peer, entry(&peer))).collect()

@@ -213,12 +213,11 @@ impl NetworkBehaviour for Behaviour {
                     }
                 }
             }
+            // "Condition false" means that another dial is under way, which will report.
+            FromSwarm::DialFailure(DialFailure { error: DialError::DialPeerConditionFalse(_), .. }) => {}
             FromSwarm::DialFailure(DialFailure { peer_id: Some(peer), error, .. }) => {
-                // "Condition false" means that another dial is under way, which will report.
-                if !matches!(error, DialError::DialPeerConditionFalse(_)) {
-                    for open in self.take_waiting(&peer) {
-                        answer(open, Err(OpenError::Unreachable(crate::host::dial_text(error))));
-                    }
+                for open in self.take_waiting(&peer) {
+                    answer(open, Err(OpenError::Unreachable(crate::host::dial_text(error))));
                 }
             }
             _ => {}
@@ -256,7 +255,7 @@ impl UpgradeInfo for Upgrade {
     type InfoIter = std::vec::IntoIter<StreamProtocol>;
 
     fn protocol_info(&self) -> Self::InfoIter {
-        self.0.to_vec().into_iter()
+        Vec::from(&*self.0).into_iter()
     }
 }
 
@@ -277,6 +276,15 @@ impl upgrade::OutboundUpgrade<Stream> for Upgrade {
 
     fn upgrade_outbound(self, stream: Stream, _: StreamProtocol) -> Self::Future {
         ready(Ok(stream))
+    }
+}
+
+impl Handler {
+    fn hand_over(&self, stream: Stream, protocol: StreamProtocol) {
+        if self.inbound.try_send(Inbound { peer: self.peer, protocol, stream }).is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(peer = %self.peer, "an rpc stream was reset: the queue is full or closed");
+        }
     }
 }
 
@@ -318,10 +326,7 @@ impl ConnectionHandler for Handler {
                 protocol: (stream, protocol),
                 ..
             }) => {
-                if self.inbound.try_send(Inbound { peer: self.peer, protocol, stream }).is_err() {
-                    self.refused.fetch_add(1, Ordering::Relaxed);
-                    tracing::debug!(peer = %self.peer, "an rpc stream was reset: the queue is full or closed");
-                }
+                self.hand_over(stream, protocol);
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, info }) => {
                 answer(info, Ok(stream));
