@@ -3,13 +3,15 @@
 usage: kubo.py LIBRARY REPO
 
 The library is Kubo built as a shared object. The node listens on free loopback ports over TCP and QUIC, knows no
-bootstrap peers and looks for none. It prints {"peer", "addresses"} first, then answers {"add": PATH}, {"get": CID, "to":
+bootstrap peers and looks for none. It prints {"version", "peer", "addresses"} first, then answers {"add": PATH}, {"get": CID, "to":
 PATH}, {"connect": ADDRESS} and {"peers": true} with {"ok": RESULT} or {"error": TEXT}. End of input ends it.
 """
 
 import ctypes
 import json
+import mmap
 import os
+import re
 import socket
 import sys
 
@@ -44,11 +46,18 @@ def configure(repo):
         json.dump(config, file)
 
 
+def version(library):
+    """Kubo's version, from the build information that Go puts into every program."""
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as bytes_:
+        found = re.search(rb"dep\tgithub.com/ipfs/kubo\tv([0-9.]+)", bytes_)
+        return found.group(1).decode() if found else "of unknown version"
+
+
 class Kubo:
     def __init__(self, library, repo):
+        self.lib = ctypes.CDLL(os.path.abspath(library))
         # It writes its log into the working directory.
         os.chdir(repo)
-        self.lib = ctypes.CDLL(library)
         for name in ("AddFile", "GetNodeID", "GetNodeMultiAddrs", "ListPeers"):
             getattr(self.lib, name).restype = ctypes.c_char_p
         self.repo = repo.encode()
@@ -92,7 +101,7 @@ def main():
         print(json.dumps(line), file=answers, flush=True)
 
     kubo = Kubo(sys.argv[1], sys.argv[2])
-    say({"peer": kubo.peer(), "addresses": kubo.addresses()})
+    say({"version": version(sys.argv[1]), "peer": kubo.peer(), "addresses": kubo.addresses()})
     for line in sys.stdin:
         try:
             say({"ok": kubo.answer(json.loads(line))})

@@ -6,3 +6,4 @@
 pub use btfs_tests::{node, peers};
 
 mod cids;
+mod kubo;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use btfs_storage::hash::{RAW, cid_v1};
-use btfs_storage::{Quota, Store, StoreOptions};
+use btfs_storage::{BlockSink, Class, Quota, Store, StoreOptions};
 use futures::StreamExt;
 use libp2p::multiaddr::Protocol;
 use tempfile::TempDir;
@@ -176,6 +176,45 @@ async fn a_taken_port_is_an_error_of_the_start() {
     config.listen = vec![format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap()];
     let error = Host::start(config).await.map(|_| ()).unwrap_err();
     assert!(matches!(error, StartError::Listen { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn blocks_are_found_and_fetched_over_both_transports() {
+    let (hub, _a) = host(1, |_| {}).await;
+    let hub_address = address(&hub).await;
+    let dir = tempfile::tempdir().unwrap();
+    let blocks = store(dir.path());
+    let leaves: Vec<Vec<u8>> = (0..64u8).map(|n| vec![n; 1 << 20]).collect();
+    let mut ingest = blocks.ingest(Class::Own).unwrap();
+    for leaf in &leaves {
+        ingest.put(&cid_v1(RAW, leaf), leaf.clone().into()).unwrap();
+    }
+    ingest.finish(blocks.state().batch()).unwrap();
+    let mut holder = config(2, blocks);
+    holder.bootstrap = vec![hub_address.clone()];
+    holder.listen.push("/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap());
+    let holder = Host::start(holder).await.unwrap();
+    until(&holder, |c| c.routing_peers > 0).await;
+    let root = cid_v1(RAW, &leaves[0]);
+    holder.provide(*root.hash()).await.unwrap();
+
+    let (seeker, _b) = host(3, |c| c.bootstrap = vec![hub_address]).await;
+    let found = providers(&seeker, root).await;
+    assert_eq!(found, [holder.peer_id()]);
+    fetch_all(&seeker, holder.peer_id(), &leaves).await;
+
+    let (other, _c) = host(4, |_| {}).await;
+    let quic = holder.listeners().await.into_iter().find(|a| a.to_string().contains("quic")).unwrap();
+    let peer = other.connect(quic).await.unwrap();
+    fetch_all(&other, peer, &leaves).await;
+}
+
+async fn fetch_all(host: &Host, from: PeerId, leaves: &[Vec<u8>]) {
+    let session = host.bitswap().session(vec![from]);
+    let fetched = leaves.iter().map(|leaf| session.get(cid_v1(RAW, leaf)));
+    let fetched =
+        tokio::time::timeout(PATIENCE, futures::future::try_join_all(fetched)).await.unwrap().unwrap();
+    assert!(fetched.iter().zip(leaves).all(|(fetched, leaf)| fetched == leaf));
 }
 
 /// Does what the request says.
