@@ -37,7 +37,7 @@ fn a_cancelled_agreement_is_paid_to_its_last_epoch_and_refunded() {
     assert_eq!(shown.agreements[0].state, HostState::Done);
     let three = place.epoch_price_btt.checked_mul(3).unwrap();
     assert_eq!(shown.redeemed_btt, three);
-    assert_eq!(world.balance(0), btt(1000).checked_sub(three).unwrap());
+    world.await_balance(0, btt(1000).checked_sub(three).unwrap());
     world.check_supply();
 }
 

@@ -51,7 +51,8 @@ fn everyone_is_paid_exactly() {
         let hosted = stat.classes.iter().find(|c| c.class == Class::Hosted).unwrap();
         assert_eq!(hosted.bytes, 0, "the space is free");
     }
-    assert_eq!(world.balance(0), btt(1000).checked_sub(sum).unwrap(), "what is left came back");
+    // What is left came back.
+    world.await_balance(0, btt(1000).checked_sub(sum).unwrap());
     world.day(0);
     assert_eq!(world.status(0, id).state, ThingState::Done);
     world.check_supply();
@@ -114,7 +115,7 @@ fn lost_blocks_and_silence_are_unpaid_and_missed_days_are_settled_with_one_audit
     let owed = status.places.iter().find(|p| p.peer == world.nodes[silent].key.public()).unwrap();
     let paid = owed.redeemed_btt;
     let expected = btt(1000).checked_sub(status.spent_btt).unwrap();
-    assert_eq!(world.balance(0), expected);
+    world.await_balance(0, expected);
     assert!(paid < owed.earned_btt);
     world.start(silent);
     let host = world.market(silent).host().clone();

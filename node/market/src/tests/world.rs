@@ -429,6 +429,22 @@ impl World {
         assert!(audit.holds(), "{audit:?}");
     }
 
+    /// Waits until node `i` has exactly this balance: refunds come a moment after what allows them.
+    pub fn await_balance(&self, i: usize, wanted: Btt) {
+        let (ledger, address) = (self.ledger.clone(), self.nodes[i].key.address());
+        let reached = async move {
+            let mut events = ledger.subscribe();
+            while ledger.account(&address).unwrap().balance != wanted {
+                events.changed().await.unwrap();
+            }
+        };
+        let handle = self.wire.nodes.lock()[&self.nodes[i].key.public()].handle.clone();
+        let waited = handle.spawn(async move { tokio::time::timeout(LIMIT, reached).await });
+        if !matches!(futures::executor::block_on(waited), Ok(Ok(()))) {
+            panic!("node {i} has {}, not {wanted}", self.balance(i));
+        }
+    }
+
     /// The balance of a node.
     pub fn balance(&self, i: usize) -> Btt {
         self.ledger.account(&self.nodes[i].key.address()).unwrap().balance
