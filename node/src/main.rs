@@ -1,1 +1,5 @@
-fn main() {}
+//! The `btfs` program. Exit status: 0 ok, 1 failed, 2 usage.
+
+fn main() -> std::process::ExitCode {
+    btfs_node::cli::main()
+}

@@ -7,4 +7,3 @@ pub use btfs_tests::{node, peers};
 
 mod cids;
 mod kubo;
-mod torrents;

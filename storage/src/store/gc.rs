@@ -130,13 +130,28 @@ impl Store {
         report: &mut GcReport,
     ) -> Result<(), StoreError> {
         let _stripes = self.shared.stripes.lock(keys.iter().map(Vec::as_slice));
+        let mut dead = Vec::with_capacity(keys.len());
+        for key in keys.iter() {
+            if is_dead(db, key, generation, oldest)? {
+                dead.push(key.as_slice());
+            }
+        }
+        for meta in self.forget(db, &dead)? {
+            report.freed_blocks += 1;
+            report.freed_bytes += u64::from(meta.size);
+        }
+        keys.clear();
+        Ok(())
+    }
+
+    /// Deletes blocks and their books; the caller holds their stripes. Answers what was there.
+    fn forget(&self, db: &BlockDb, keys: &[&[u8]]) -> Result<Vec<Meta>, StoreError> {
         let mut changes = db.changes();
         let mut gone: Vec<Meta> = Vec::with_capacity(keys.len());
-        for key in keys.iter() {
+        for key in keys {
             let Some(meta) = db.meta(key)? else { continue };
             // Its quarantine may be in memory only; logging the deletion alone would upset the totals in a crash.
-            let unsettled = meta.quarantined && self.shared.has_unflushed();
-            if unsettled || !is_dead(db, key, generation, oldest)? {
+            if meta.quarantined && self.shared.has_unflushed() {
                 continue;
             }
             changes.forget(key);
@@ -148,13 +163,19 @@ impl Store {
         if !changes.is_empty() {
             self.shared.write(changes, Log::Write)?;
         }
-        for meta in gone {
+        for meta in &gone {
             self.shared.space.shrink(meta.class, u64::from(meta.size));
-            report.freed_blocks += 1;
-            report.freed_bytes += u64::from(meta.size);
         }
-        keys.clear();
-        Ok(())
+        Ok(gone)
+    }
+
+    /// Deletes one block whatever pins say: content that must go by law, or a loss to be tried out. What pins it is
+    /// incomplete from then on. `false` when it was not here.
+    pub fn remove(&self, cid: &Cid) -> Result<bool, StoreError> {
+        let (db, _) = self.shared.db()?;
+        let key = key(cid);
+        let _stripe = self.shared.stripes.lock(std::iter::once(key.as_slice()));
+        Ok(!self.forget(&db, &[key.as_slice()])?.is_empty())
     }
 }
 

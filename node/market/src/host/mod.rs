@@ -29,7 +29,7 @@ use btfs_ledger::{B256, Btt, PublicKey, SecretKey};
 use btfs_storage::Store;
 use btfs_storage::db::{Batch, DbError};
 use parking_lot::{Mutex, RwLock};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
@@ -94,7 +94,7 @@ pub(crate) struct Inner {
 }
 
 /// What the host's status shows of one agreement.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HostAgreementStatus {
     /// Its id.
     pub id: B256,
@@ -121,7 +121,7 @@ pub struct HostAgreementStatus {
 }
 
 /// What the host's status shows.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HostStatus {
     /// The settings in force.
     pub settings: HostSettings,

@@ -3,7 +3,7 @@
 use btfs_ledger::{B256, Btt, PublicKey};
 use btfs_storage::Cid;
 use btfs_storage::layout::Layout;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::records::{RenterAgreement, Spread, Thing, ThingState};
 use super::{RentError, RenterService};
@@ -11,7 +11,7 @@ use crate::audit::Verdict;
 use crate::states::RenterState;
 
 /// One agreement of a thing.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PlaceStatus {
     /// The agreement's id.
     pub agreement: B256,
@@ -54,7 +54,7 @@ pub struct PlaceStatus {
 }
 
 /// One stored thing.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ThingStatus {
     /// Its id.
     pub id: B256,
@@ -120,10 +120,7 @@ impl RenterService {
                 let load = self.0.store.run(move |s| Layout::load(&layout, s)).await;
                 load.inspect_err(|error| tracing::warn!(%error, "the health of a thing is not known"))
                     .ok()
-                    .map(|layout| {
-                        let (columns, anchors) = live.split_at(layout.columns().min(live.len()));
-                        layout.health(columns, anchors.contains(&true))
-                    })
+                    .map(|layout| layout.health(&live, false))
             }
         };
         let mut places: Vec<PlaceStatus> = own.iter().map(|(k, r)| place_of(*k, r)).collect();

@@ -1,0 +1,202 @@
+//! `/api/v0`: the part of Kubo's RPC that this node has, in Kubo's shapes, so that its clients work.
+//!
+//! Source: Kubo's RPC reference, <https://docs.ipfs.tech/reference/kubo/rpc/>. Each handler only translates; the
+//! work is done by [`crate::calls`].
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Multipart, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use btfs_storage::BlockSource;
+use futures::TryStreamExt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::call::{ApiError, Progress};
+use crate::calls::{files, network, setup, store};
+use crate::node::{AGENT, Node};
+
+/// The routes.
+pub fn routes() -> Router<Arc<Node>> {
+    Router::new()
+        .route("/api/v0/add", post(add).layer(axum::extract::DefaultBodyLimit::disable()))
+        .route("/api/v0/cat", post(cat))
+        .route("/api/v0/ls", post(ls))
+        .route("/api/v0/pin/add", post(pin_add))
+        .route("/api/v0/pin/rm", post(pin_rm))
+        .route("/api/v0/pin/ls", post(pin_ls))
+        .route("/api/v0/block/get", post(block_get))
+        .route("/api/v0/block/stat", post(block_stat))
+        .route("/api/v0/repo/stat", post(repo_stat))
+        .route("/api/v0/repo/gc", post(repo_gc))
+        .route("/api/v0/swarm/peers", post(swarm_peers))
+        .route("/api/v0/swarm/connect", post(swarm_connect))
+        .route("/api/v0/id", post(id))
+        .route("/api/v0/version", post(version))
+        .route("/api/v0/shutdown", post(shutdown))
+}
+
+type Answer = Result<axum::Json<Value>, ApiError>;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+struct Arg {
+    arg: String,
+    offset: u64,
+    length: Option<u64>,
+    recursive: Option<bool>,
+    name: Option<String>,
+    cid_version: Option<u8>,
+    only_hash: bool,
+    pin: Option<bool>,
+}
+
+/// `add` with the files as multipart parts; each becomes one line, as Kubo sends them.
+async fn add(
+    State(node): State<Arc<Node>>,
+    Query(arg): Query<Arg>,
+    mut parts: Multipart,
+) -> Result<Response, ApiError> {
+    let profile = match arg.cid_version {
+        Some(0) => "unixfs-v0-2015",
+        _ => "unixfs-v1-2025",
+    };
+    let mut lines = String::new();
+    while let Some(part) = parts.next_field().await? {
+        if part.content_type() == Some("application/x-directory") {
+            return Err(ApiError::bad("directories cannot be added through this call yet; use `btfs add`"));
+        }
+        let name = part.file_name().or(part.name()).unwrap_or_default().to_owned();
+        let query = files::AddStreamQuery {
+            profile: Some(profile.into()),
+            only_hash: arg.only_hash,
+            no_pin: arg.pin == Some(false),
+        };
+        let content = part.map_err(std::io::Error::other);
+        let added = files::add_content(&node, query, Box::pin(content)).await?;
+        let line = json!({ "Name": name, "Hash": added.cid, "Size": added.dag_size.to_string() });
+        lines.push_str(&format!("{line}\n"));
+    }
+    if lines.is_empty() {
+        return Err(ApiError::bad("the request has no file part"));
+    }
+    Ok(([(axum::http::header::CONTENT_TYPE, "application/json")], lines).into_response())
+}
+
+async fn cat(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Result<Response, ApiError> {
+    let query = files::CatQuery { reference: arg.arg, offset: arg.offset, length: arg.length };
+    files::cat_content(node, query).await
+}
+
+async fn ls(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
+    let listing = files::ls(&node, &arg.arg).await?;
+    let links: Vec<Value> = listing
+        .entries
+        .iter()
+        .map(|entry| {
+            let kind = match entry.kind.as_str() {
+                "directory" => 1,
+                "symlink" => 4,
+                _ => 2,
+            };
+            json!({ "Name": entry.name, "Hash": entry.cid, "Size": entry.size, "Type": kind, "Target": "" })
+        })
+        .collect();
+    Ok(axum::Json(json!({ "Objects": [{ "Hash": listing.cid, "Links": links }] })))
+}
+
+async fn pin_add(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
+    let direct = arg.recursive == Some(false);
+    let request = files::PinAddRequest { reference: arg.arg, name: arg.name, direct };
+    let info = files::pin_add(node, request, Progress::default()).await?;
+    Ok(axum::Json(json!({ "Pins": [info.cid] })))
+}
+
+async fn pin_rm(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
+    let info = files::pin_remove(&node, &arg.arg).await?;
+    Ok(axum::Json(json!({ "Pins": [info.cid] })))
+}
+
+async fn pin_ls(State(node): State<Arc<Node>>) -> Answer {
+    let keys: serde_json::Map<String, Value> = files::pin_list(&node)?
+        .pins
+        .into_iter()
+        .filter(|pin| pin.kind != "list")
+        .map(|pin| (pin.cid, json!({ "Type": pin.kind, "Name": pin.name.unwrap_or_default() })))
+        .collect();
+    Ok(axum::Json(json!({ "Keys": keys })))
+}
+
+async fn block_get(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Result<Response, ApiError> {
+    let cid = store::parse_cid(&arg.arg)?;
+    match node.store.run(move |store| store.get(&cid)).await? {
+        Some(block) => Ok(Body::from(block).into_response()),
+        None => Err(ApiError::not_found(format!("block {cid} is not in this store"))),
+    }
+}
+
+async fn block_stat(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
+    let stat = store::block_stat(&node, &arg.arg).await?;
+    Ok(axum::Json(json!({ "Key": stat.cid, "Size": stat.size })))
+}
+
+async fn repo_stat(State(node): State<Arc<Node>>) -> Answer {
+    let stat = store::repo_stat(&node).await?;
+    Ok(axum::Json(json!({
+        "RepoSize": stat.disk_bytes,
+        "StorageMax": stat.disk_bytes + stat.free_bytes,
+        "NumObjects": stat.blocks,
+        "RepoPath": node.repo.root(),
+        "Version": "btfs-repo@1",
+    })))
+}
+
+async fn repo_gc(State(node): State<Arc<Node>>) -> Answer {
+    store::gc(&node).await?;
+    Ok(axum::Json(json!({})))
+}
+
+async fn swarm_peers(State(node): State<Arc<Node>>) -> Answer {
+    let peers: Vec<Value> = network::peers(&node)
+        .await?
+        .peers
+        .into_iter()
+        .map(|peer| json!({ "Addr": peer.address, "Peer": peer.peer, "Latency": peer.rtt_ms.map(|ms| format!("{ms}ms")) }))
+        .collect();
+    Ok(axum::Json(json!({ "Peers": peers })))
+}
+
+async fn swarm_connect(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
+    let connected = network::connect(&node, &arg.arg).await?;
+    Ok(axum::Json(json!({ "Strings": [format!("connect {} success", connected.peer)] })))
+}
+
+async fn id(State(node): State<Arc<Node>>) -> Answer {
+    let id = setup::identity(&node).await;
+    Ok(axum::Json(json!({
+        "ID": id.peer,
+        "PublicKey": id.public_key,
+        "Addresses": id.addresses,
+        "AgentVersion": id.agent,
+    })))
+}
+
+async fn version() -> axum::Json<Value> {
+    axum::Json(json!({
+        "Version": env!("CARGO_PKG_VERSION"),
+        "Commit": "",
+        "Repo": "1",
+        "System": format!("{}/{}", std::env::consts::ARCH, std::env::consts::OS),
+        "Golang": "",
+        "Agent": AGENT,
+    }))
+}
+
+async fn shutdown(State(node): State<Arc<Node>>) -> Answer {
+    node.services()?;
+    node.stop.cancel();
+    Ok(axum::Json(json!({})))
+}

@@ -1,0 +1,32 @@
+//! What a node can be asked: requests, answers and their handlers, one file an area.
+//!
+//! A handler gets the node, the request and a place to report progress; it never knows whether the request came
+//! over HTTP or from the command line in the same process. [`routes`] is the table of them all.
+
+use std::sync::Arc;
+
+use axum::Router;
+
+use crate::node::Node;
+
+pub mod files;
+pub mod ledger;
+pub mod market;
+pub mod network;
+pub mod setup;
+pub mod store;
+pub mod torrent;
+pub mod wallet;
+
+/// Every call of `/api/v1`.
+pub fn routes() -> Router<Arc<Node>> {
+    let router = Router::new();
+    let router = setup::routes(router);
+    let router = files::routes(router);
+    let router = network::routes(router);
+    let router = wallet::routes(router);
+    let router = ledger::routes(router);
+    let router = market::routes(router);
+    let router = torrent::routes(router);
+    store::routes(router)
+}

@@ -1,0 +1,328 @@
+//! `add`, `get`, `cat`, `ls`, `pin`, `block` and `repo`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use axum::body::Body;
+use clap::{Args, Subcommand};
+use futures::TryStreamExt;
+
+use super::Context;
+use crate::calls::files::{
+    AddRequest, Added, Entry, GetRequest, LsRequest, PinAddRequest, PinInfo, PinListRequest, PinRemoveRequest,
+};
+use crate::calls::store::{BlockStat, BlockStatRequest, GcRequest, RepoStatRequest};
+use crate::config::ByteSize;
+
+#[derive(Debug, Args)]
+pub struct Add {
+    /// Files or directories; `-` is standard input.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// How files become blocks: unixfs-v1-2025 or unixfs-v0-2015.
+    #[arg(long, default_value = "unixfs-v1-2025")]
+    profile: String,
+    /// Take hidden files of directories too.
+    #[arg(long)]
+    hidden: bool,
+    /// Make and seed a torrent, hashed in the same pass.
+    #[arg(long)]
+    torrent: bool,
+    /// Only print the CID; store nothing.
+    #[arg(long, conflicts_with = "torrent")]
+    only_hash: bool,
+    /// Do not pin.
+    #[arg(long)]
+    no_pin: bool,
+}
+
+impl Add {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let client = context.client().await?;
+        let mut outcome = Ok(());
+        for path in &self.paths {
+            outcome = self.one(context, &client, path).await;
+            if outcome.is_err() {
+                break;
+            }
+        }
+        client.close().await?;
+        outcome
+    }
+
+    async fn one(
+        &self,
+        context: &Context,
+        client: &super::client::Client,
+        path: &PathBuf,
+    ) -> anyhow::Result<()> {
+        let added = if path.as_os_str() == "-" {
+            if self.torrent {
+                bail!("standard input has no name, which a torrent needs: write it to a file first");
+            }
+            let input = tokio_util::io::ReaderStream::with_capacity(tokio::io::stdin(), 256 << 10);
+            let query = format!(
+                "/api/v1/add-stream?profile={}&only_hash={}&no_pin={}",
+                self.profile, self.only_hash, self.no_pin
+            );
+            client.upload::<Added>(&query, Body::from_stream(input)).await?
+        } else {
+            let absolute =
+                std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))?;
+            client
+                .call(&AddRequest {
+                    path: absolute,
+                    profile: Some(self.profile.clone()),
+                    hidden: self.hidden,
+                    torrent: self.torrent,
+                    only_hash: self.only_hash,
+                    no_pin: self.no_pin,
+                })
+                .await?
+        };
+        context.show(&added, |added| {
+            let magnet = added.magnet.as_ref().map(|magnet| format!("\n{magnet}")).unwrap_or_default();
+            format!("{}  {}  {}{magnet}", added.cid, ByteSize(added.size), added.name)
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Get {
+    /// A CID, /ipfs/CID/path, infohash, magnet link or .torrent file.
+    reference: String,
+    /// Where to; default: the last segment of the reference.
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// A peer of its torrent swarm, as IP:PORT; may be repeated.
+    #[arg(long = "peer", value_name = "IP:PORT")]
+    peers: Vec<String>,
+    /// Keep it in the store.
+    #[arg(long)]
+    pin: bool,
+    /// Seconds without a new block before it gives up.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+}
+
+impl Get {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let reference = absolute_torrent(self.reference)?;
+        let target = match self.output {
+            Some(target) => target,
+            None => default_target(&reference)?,
+        };
+        let request = GetRequest {
+            reference,
+            target: std::path::absolute(&target)?,
+            peers: self.peers,
+            pin: self.pin,
+            timeout_secs: self.timeout,
+        };
+        context
+            .run(&request, |got| {
+                let rebuilt = match got.leaves_from_parity {
+                    0 => String::new(),
+                    n => format!(", {n} blocks rebuilt from parity"),
+                };
+                format!(
+                    "{} -> {} ({}, {} blocks fetched{rebuilt})",
+                    got.cid,
+                    got.path.display(),
+                    ByteSize(got.size),
+                    got.blocks_fetched
+                )
+            })
+            .await
+    }
+}
+
+/// The daemon may run in another directory.
+pub(super) fn absolute_torrent(reference: String) -> anyhow::Result<String> {
+    if reference.ends_with(".torrent") && !reference.starts_with("magnet:") {
+        return Ok(std::path::absolute(&reference)?.display().to_string());
+    }
+    Ok(reference)
+}
+
+fn default_target(reference: &str) -> anyhow::Result<PathBuf> {
+    use crate::retrieve::Reference;
+    Ok(match reference.parse::<Reference>()? {
+        Reference::Ipfs { root, path } => match path.rsplit('/').next() {
+            Some(name) if !name.is_empty() => name.into(),
+            _ => root.to_string().into(),
+        },
+        Reference::Infohash(hash) => hex::encode(hash).into(),
+        Reference::TorrentFile(path) => path.file_stem().context("the .torrent file has no name")?.into(),
+        Reference::Magnet(_) => bail!("name the target of a magnet link with --output"),
+    })
+}
+
+#[derive(Debug, Args)]
+pub struct Cat {
+    /// A CID or /ipfs/CID/path.
+    reference: String,
+    /// First byte.
+    #[arg(long, default_value_t = 0)]
+    offset: u64,
+    /// At most so many bytes.
+    #[arg(long)]
+    length: Option<u64>,
+}
+
+impl Cat {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let client = context.client().await?;
+        let length = self.length.map(|length| format!("&length={length}")).unwrap_or_default();
+        let reference =
+            percent_encoding::utf8_percent_encode(&self.reference, percent_encoding::NON_ALPHANUMERIC);
+        let mut chunks = client
+            .bytes(&format!("/api/v1/cat?reference={reference}&offset={}{length}", self.offset))
+            .await?;
+        while let Some(chunk) = chunks.try_next().await? {
+            super::print(&chunk)?;
+        }
+        drop(chunks);
+        client.close().await
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// A CID or /ipfs/CID/path.
+    reference: String,
+}
+
+impl Ls {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        context.run(&LsRequest { reference: self.reference }, |listing| lines(&listing.entries, entry)).await
+    }
+}
+
+fn entry(entry: &Entry) -> String {
+    let slash = if entry.kind == "directory" { "/" } else { "" };
+    format!("{}  {:>10}  {}{slash}", entry.cid, ByteSize(entry.size).to_string(), entry.name)
+}
+
+fn lines<T>(items: &[T], line: impl Fn(&T) -> String) -> String {
+    items.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Pin {
+    /// Keep a DAG; fetches what is missing.
+    Add {
+        /// A CID or /ipfs/CID/path.
+        reference: String,
+        /// A name for people.
+        #[arg(long)]
+        name: Option<String>,
+        /// Only this block, not what it links to.
+        #[arg(long)]
+        direct: bool,
+    },
+    /// Let a pinned thing go; its space returns with `btfs repo gc`.
+    Rm {
+        /// A CID or /ipfs/CID/path.
+        reference: String,
+    },
+    /// List what is kept.
+    Ls,
+}
+
+impl Pin {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self {
+            Self::Add { reference, name, direct } => {
+                context
+                    .run(&PinAddRequest { reference, name, direct }, |info| format!("pinned {}", info.cid))
+                    .await
+            }
+            Self::Rm { reference } => {
+                context.run(&PinRemoveRequest { reference }, |info| format!("unpinned {}", info.cid)).await
+            }
+            Self::Ls => context.run(&PinListRequest {}, |list| lines(&list.pins, pin)).await,
+        }
+    }
+}
+
+fn pin(info: &PinInfo) -> String {
+    format!("{}  {:<9}  {}", info.cid, info.kind, info.name.as_deref().unwrap_or(&info.id))
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Block {
+    /// Print a block's bytes.
+    Get {
+        /// Its CID.
+        cid: String,
+    },
+    /// Show a block's size.
+    Stat {
+        /// Its CID.
+        cid: String,
+    },
+}
+
+impl Block {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self {
+            Self::Stat { cid } => {
+                context
+                    .run(&BlockStatRequest { cid }, |stat: &BlockStat| {
+                        format!("{}  {} B", stat.cid, stat.size)
+                    })
+                    .await
+            }
+            Self::Get { cid } => {
+                let client = context.client().await?;
+                let mut chunks = client.bytes(&format!("/api/v0/block/get?arg={cid}")).await?;
+                while let Some(chunk) = chunks.try_next().await? {
+                    super::print(&chunk)?;
+                }
+                drop(chunks);
+                client.close().await
+            }
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RepoCommand {
+    /// Show what the store holds and how much space there is.
+    Stat,
+    /// Delete what no pin keeps.
+    Gc,
+}
+
+impl RepoCommand {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self {
+            Self::Stat => {
+                context
+                    .run(&RepoStatRequest {}, |stat| {
+                        format!(
+                            "blocks     {}\nlive       {} (own {}, hosted {}, cache {})\nreserved   {}\non disk    {}\nfree       {}\npins       {}",
+                            stat.blocks,
+                            ByteSize(stat.live_bytes),
+                            ByteSize(stat.own_bytes),
+                            ByteSize(stat.hosted_bytes),
+                            ByteSize(stat.cache_bytes),
+                            ByteSize(stat.reserved_bytes),
+                            ByteSize(stat.disk_bytes),
+                            ByteSize(stat.free_bytes),
+                            stat.pins
+                        )
+                    })
+                    .await
+            }
+            Self::Gc => {
+                context
+                    .run(&GcRequest {}, |report| {
+                        format!("deleted {} blocks, {}", report.blocks_deleted, ByteSize(report.bytes_deleted))
+                    })
+                    .await
+            }
+        }
+    }
+}

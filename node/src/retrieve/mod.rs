@@ -1,0 +1,332 @@
+//! Fetching: a reference in, verified blocks in the store or content in order out.
+//!
+//! Whatever is asked for, the local store answers first. What is missing is wanted from every peer that may have
+//! it: the connected ones and, as the DHT finds them, the providers of the root. Blocks that nobody gives are
+//! rebuilt from parity once a provider told the layout. Nothing is stored or shown before it matched its hash.
+//!
+//! * [`Reference`] is what people paste.
+//! * [`Retriever`] is a view on one node: paths, listings, content, whole DAGs.
+//! * `fetch` is one session with the networks; `parity` is its last resort; `sink` writes what came.
+//!
+//! A fetch gives up when no new block came for its timeout, and then names the peers it asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use btfs_storage::read::{self, DirEntry, ReadError, Stat};
+use btfs_storage::{BlockSource, Bytes, Cid, Class, Ingested, Pin, StoreError};
+use futures::stream::{BoxStream, StreamExt};
+use tokio::sync::OnceCell;
+
+use crate::api::call::Progress;
+use crate::node::Node;
+
+mod fetch;
+mod parity;
+mod reference;
+mod sink;
+pub mod torrent;
+
+pub use parity::{LAYOUT_TABLE, LayoutRequest, LayoutResponse, known_layout};
+pub use reference::{BadReference, Reference};
+
+use fetch::Fetch;
+use sink::Sink;
+
+/// Why something could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum RetrieveError {
+    /// Nobody gave a block.
+    #[error(
+        "nobody gave block {cid} within {timeout_secs} s; {}. What came before is kept until the next `btfs repo gc`; try again later or connect to a peer that has it with `btfs swarm connect`",
+        asked_text(.asked)
+    )]
+    NotFound {
+        /// The block.
+        cid: Cid,
+        /// How long without any new block.
+        timeout_secs: u64,
+        /// Peers that were asked.
+        asked: Vec<String>,
+    },
+    /// Not here, and no network to ask.
+    #[error(
+        "block {0} is not in this store, and no daemon runs that could fetch it; start one with `btfs daemon`"
+    )]
+    Offline(Cid),
+    /// The path leads nowhere.
+    #[error("{0}")]
+    NoSuchPath(String),
+    /// The blocks are there and are no such thing.
+    #[error(transparent)]
+    Read(ReadError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The exchange could not ask.
+    #[error(transparent)]
+    Exchange(#[from] btfs_p2p::bitswap::FetchError),
+    /// A torrent.
+    #[error("{0}")]
+    Torrent(String),
+}
+
+fn asked_text(asked: &[String]) -> String {
+    match asked {
+        [] => "no peer could be asked: none is connected and the DHT named none".into(),
+        [one] => format!("asked {one}"),
+        many => format!("asked {} peers: {}", many.len(), many.join(", ")),
+    }
+}
+
+/// What a finished fetch did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fetched {
+    /// Blocks that came over the network.
+    pub from_network: u64,
+    /// Blocks rebuilt from parity.
+    pub from_parity: u64,
+}
+
+/// A way to content through one node.
+#[derive(Clone)]
+pub struct Retriever {
+    node: Arc<Node>,
+    timeout: Duration,
+    network: bool,
+    /// Made when the first block is missing; one for all that this retriever fetches.
+    fetch: Arc<OnceCell<Arc<Fetch>>>,
+}
+
+impl Retriever {
+    /// Blocks of content in flight ahead of the reader: 16 MiB of 1 MiB leaves.
+    const READ_AHEAD: usize = 16;
+
+    /// Fetches what is missing, with the timeout of the configuration.
+    pub fn new(node: Arc<Node>) -> Self {
+        let timeout = Duration::from_secs(node.config.fetch.timeout_secs);
+        Self { node, timeout, network: true, fetch: Arc::default() }
+    }
+
+    /// Answers from the local store alone.
+    pub fn local(node: Arc<Node>) -> Self {
+        Self { network: false, ..Self::new(node) }
+    }
+
+    /// Gives up after `timeout` without a new block.
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The CID that a reference means, fetching what is needed to know. Torrents are fetched whole.
+    pub async fn resolve(
+        &self,
+        reference: &Reference,
+        peers: &[String],
+        progress: &Progress,
+    ) -> Result<Cid, RetrieveError> {
+        match reference {
+            Reference::Ipfs { root, path } => self.path(root, path).await,
+            other => torrent::fetch(&self.node, other, peers, self.timeout, progress).await,
+        }
+    }
+
+    /// Follows a path below `root`.
+    pub async fn path(&self, root: &Cid, path: &str) -> Result<Cid, RetrieveError> {
+        if path.is_empty() {
+            return Ok(*root);
+        }
+        let (from, path) = (*root, path.to_owned());
+        self.reading(root, move |source| read::resolve(source, &from, &path)).await
+    }
+
+    /// What `cid` is.
+    pub async fn stat(&self, cid: &Cid) -> Result<Stat, RetrieveError> {
+        let of = *cid;
+        self.reading(cid, move |source| read::stat(source, &of)).await
+    }
+
+    /// The entries of a directory.
+    pub async fn list(&self, cid: &Cid) -> Result<Vec<DirEntry>, RetrieveError> {
+        let of = *cid;
+        self.reading(cid, move |source| read::ls(source, &of)).await
+    }
+
+    /// One block.
+    pub async fn block(&self, cid: &Cid) -> Result<Bytes, RetrieveError> {
+        let wanted = *cid;
+        if let Some(block) = self.node.store.run(move |store| store.get(&wanted)).await? {
+            return Ok(block);
+        }
+        Ok(self.fetch(cid).await?.block(*cid).await?.0)
+    }
+
+    /// Up to `length` bytes of a file from `offset`, in order, fetched a bounded number of blocks ahead.
+    pub async fn content(
+        &self,
+        cid: &Cid,
+        offset: u64,
+        length: u64,
+    ) -> Result<BoxStream<'static, Result<Bytes, RetrieveError>>, RetrieveError> {
+        let (of, end) = (*cid, offset.saturating_add(length));
+        let plan = self.reading(cid, move |source| read::leaf_plan(source, &of, offset..end)).await?;
+        let slices = futures::stream::try_unfold((self.clone(), plan), |(retriever, mut plan)| async move {
+            loop {
+                let (back, slice) = retriever
+                    .node
+                    .store
+                    .run(move |store| {
+                        let slice = plan.next(store);
+                        (plan, slice)
+                    })
+                    .await;
+                plan = back;
+                match slice {
+                    Ok(slice) => return Ok(slice.map(|slice| (slice, (retriever, plan)))),
+                    Err(ReadError::Missing(cid)) => retriever.cache(&plan.root(), cid).await?,
+                    Err(error) => return Err(RetrieveError::Read(error)),
+                }
+            }
+        });
+        let retriever = self.clone();
+        let bytes = slices
+            .map(move |slice| {
+                let retriever = retriever.clone();
+                async move {
+                    let slice = slice?;
+                    if let Some(content) = slice.content {
+                        return Ok(content);
+                    }
+                    let block = retriever.block(&slice.cid).await?;
+                    slice.bytes(&OneBlock { cid: slice.cid, block }).map_err(RetrieveError::Read)
+                }
+            })
+            .buffered(Self::READ_AHEAD);
+        Ok(bytes.boxed())
+    }
+
+    /// Brings the whole DAG into the store and, if asked, pins it in the same acknowledgement.
+    pub async fn whole(
+        &self,
+        root: &Cid,
+        pin: Option<Pin>,
+        progress: &Progress,
+    ) -> Result<Fetched, RetrieveError> {
+        let from = *root;
+        let complete = self
+            .node
+            .store
+            .run(move |store| {
+                for block in read::walk(store, &from) {
+                    match block {
+                        Ok(_) => {}
+                        Err(ReadError::Missing(_)) => return Ok(false),
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(true)
+            })
+            .await
+            .map_err(RetrieveError::Read)?;
+        if complete {
+            if let Some(pin) = pin {
+                self.pin_local(pin).await?;
+            }
+            return Ok(Fetched::default());
+        }
+        let class = if pin.is_some() { Class::Own } else { Class::Cache };
+        let sink = Sink::start(&self.node.store, class)?;
+        let fetched = self.fetch(root).await?.whole(*root, &sink, progress).await?;
+        let node = self.node.clone();
+        let _: Ingested = sink
+            .finish(move |batch| match &pin {
+                Some(pin) => node.store.pin(batch, pin),
+                None => Ok(()),
+            })
+            .await?;
+        Ok(fetched)
+    }
+
+    /// Brings one block into the store and pins it alone.
+    pub async fn keep_block(&self, cid: &Cid, pin: Pin) -> Result<(), RetrieveError> {
+        let block = self.block(cid).await?;
+        let sink = Sink::start(&self.node.store, Class::Own)?;
+        sink.put(*cid, block).await?;
+        let store = self.node.store.clone();
+        sink.finish(move |batch| store.pin(batch, &pin)).await?;
+        Ok(())
+    }
+
+    async fn pin_local(&self, pin: Pin) -> Result<(), RetrieveError> {
+        self.node
+            .store
+            .run(move |store| {
+                let mut batch = store.state().batch();
+                store.pin(&mut batch, &pin)?;
+                Ok::<_, StoreError>(store.state().commit(batch)?)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Runs a reader over the store; each block it misses is fetched, kept in the cache, and it runs again.
+    async fn reading<T, F>(&self, root: &Cid, read: F) -> Result<T, RetrieveError>
+    where
+        T: Send + 'static,
+        F: Fn(&dyn BlockSource) -> Result<T, ReadError> + Clone + Send + 'static,
+    {
+        loop {
+            let attempt = read.clone();
+            match self.node.store.run(move |store| attempt(store)).await {
+                Ok(value) => return Ok(value),
+                Err(ReadError::Missing(cid)) => self.cache(root, cid).await?,
+                Err(error @ (ReadError::NotFound { .. } | ReadError::NotADirectory { .. })) => {
+                    return Err(RetrieveError::NoSuchPath(error.to_string()));
+                }
+                Err(error) => return Err(RetrieveError::Read(error)),
+            }
+        }
+    }
+
+    /// Fetches a missing node of `root` and keeps it in the cache.
+    async fn cache(&self, root: &Cid, missing: Cid) -> Result<(), RetrieveError> {
+        let (block, _) = self.fetch(root).await?.block(missing).await?;
+        let sink = Sink::start(&self.node.store, Class::Cache)?;
+        sink.put(missing, block).await?;
+        sink.finish(|_| Ok(())).await?;
+        Ok(())
+    }
+
+    /// The session with the networks for `root`.
+    async fn fetch(&self, root: &Cid) -> Result<&Arc<Fetch>, RetrieveError> {
+        if !self.network || self.node.host().is_err() {
+            return Err(RetrieveError::Offline(*root));
+        }
+        self.fetch
+            .get_or_try_init(|| async {
+                Fetch::start(self.node.clone(), *root, self.timeout).await.map(Arc::new)
+            })
+            .await
+    }
+}
+
+/// A source of the one block in hand.
+struct OneBlock {
+    cid: Cid,
+    block: Bytes,
+}
+
+impl BlockSource for OneBlock {
+    fn get(&self, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
+        Ok((cid.hash() == self.cid.hash()).then(|| self.block.clone()))
+    }
+
+    fn has(&self, cid: &Cid) -> Result<bool, StoreError> {
+        Ok(cid.hash() == self.cid.hash())
+    }
+
+    fn block_size(&self, cid: &Cid) -> Result<Option<u64>, StoreError> {
+        Ok((cid.hash() == self.cid.hash()).then_some(self.block.len() as u64))
+    }
+}

@@ -1,0 +1,109 @@
+//! What people paste: a CID, `/ipfs/CID/path`, an infohash, a magnet link or a `.torrent` file.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use btfs_storage::Cid;
+
+/// A parsed reference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// A DAG, and a path inside it (empty: the DAG itself).
+    Ipfs {
+        /// The root.
+        root: Cid,
+        /// Segments below it, joined by `/`, without a leading one.
+        path: String,
+    },
+    /// A BitTorrent v1 infohash.
+    Infohash([u8; 20]),
+    /// A magnet link.
+    Magnet(String),
+    /// A `.torrent` file on this machine.
+    TorrentFile(PathBuf),
+}
+
+/// Why a text is no reference.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadReference {
+    /// None of the forms.
+    #[error("`{0}` is no CID, /ipfs/CID/path, infohash (40 hex digits), magnet link or .torrent file")]
+    Unknown(String),
+    /// It starts like a CID and is none.
+    #[error("`{text}` is not a valid CID: {reason}")]
+    Cid {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A name that only a naming system could resolve.
+    #[error("`{0}` is an IPNS name; this node resolves content, not names. Give the CID it points to")]
+    Ipns(String),
+}
+
+impl FromStr for Reference {
+    type Err = BadReference;
+
+    fn from_str(text: &str) -> Result<Self, BadReference> {
+        let text = text.trim();
+        if text.starts_with("magnet:") {
+            return Ok(Self::Magnet(text.to_owned()));
+        }
+        if text.ends_with(".torrent") {
+            return Ok(Self::TorrentFile(PathBuf::from(text)));
+        }
+        if text.starts_with("/ipns/") || text.starts_with("ipns://") {
+            return Err(BadReference::Ipns(text.to_owned()));
+        }
+        let prefixed = text.strip_prefix("/ipfs/").or_else(|| text.strip_prefix("ipfs://"));
+        let content = prefixed.unwrap_or(text);
+        if prefixed.is_none()
+            && content.len() == 40
+            && let Ok(bytes) = hex::decode(content)
+        {
+            let infohash = bytes.try_into().map_err(|_| BadReference::Unknown(text.to_owned()))?;
+            return Ok(Self::Infohash(infohash));
+        }
+        let (root, path) = content.split_once('/').unwrap_or((content, ""));
+        match Cid::from_str(root) {
+            Ok(root) => Ok(Self::Ipfs { root, path: path.trim_matches('/').to_owned() }),
+            Err(_) if prefixed.is_none() && !looks_like_cid(root) => {
+                Err(BadReference::Unknown(text.to_owned()))
+            }
+            Err(error) => Err(BadReference::Cid { text: root.to_owned(), reason: error.to_string() }),
+        }
+    }
+}
+
+fn looks_like_cid(text: &str) -> bool {
+    text.starts_with("Qm") || text.starts_with("baf") || text.starts_with("bag")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CID: &str = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e";
+
+    #[test]
+    fn every_form() {
+        let root: Cid = CID.parse().unwrap();
+        let ipfs = |path: &str| Reference::Ipfs { root, path: path.into() };
+        assert_eq!(CID.parse(), Ok(ipfs("")));
+        assert_eq!(format!("/ipfs/{CID}/a/b/").parse(), Ok(ipfs("a/b")));
+        assert_eq!(format!("ipfs://{CID}").parse(), Ok(ipfs("")));
+        assert_eq!(format!("{CID}/x").parse(), Ok(ipfs("x")));
+        assert_eq!("aa".repeat(20).parse(), Ok(Reference::Infohash([0xaa; 20])));
+        assert!(matches!("magnet:?xt=urn:btih:aa".parse(), Ok(Reference::Magnet(_))));
+        assert!(matches!("x/y.torrent".parse(), Ok(Reference::TorrentFile(_))));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        assert!(matches!(Reference::from_str("bafkreibroken"), Err(BadReference::Cid { .. })));
+        assert!(matches!(Reference::from_str("hello"), Err(BadReference::Unknown(_))));
+        assert!(matches!(Reference::from_str("/ipns/example.org"), Err(BadReference::Ipns(_))));
+        assert!(matches!(Reference::from_str("/ipfs/zzz"), Err(BadReference::Cid { .. })));
+    }
+}

@@ -1,0 +1,55 @@
+//! Where fetched blocks go: one ingest on a thread of its own, behind a short queue.
+
+use btfs_storage::db::Batch;
+use btfs_storage::{Bytes, Cid, Class, Ingest, Ingested, Store, StoreError};
+use tokio::sync::mpsc;
+
+/// An open ingest.
+pub struct Sink {
+    queue: mpsc::Sender<(Cid, Bytes)>,
+    writer: tokio::task::JoinHandle<Result<Ingest, StoreError>>,
+    store: Store,
+}
+
+impl Sink {
+    /// Blocks waiting to be written: the network waits for the disk after that.
+    const WAITING: usize = 8;
+
+    /// Opens an ingest for `class`.
+    pub fn start(store: &Store, class: Class) -> Result<Self, StoreError> {
+        let mut ingest = store.ingest(class)?;
+        let (queue, mut blocks) = mpsc::channel::<(Cid, Bytes)>(Self::WAITING);
+        let writer = tokio::task::spawn_blocking(move || {
+            while let Some((cid, block)) = blocks.blocking_recv() {
+                ingest.put_verified(&cid, block)?;
+            }
+            Ok(ingest)
+        });
+        Ok(Self { queue, writer, store: store.clone() })
+    }
+
+    /// Queues a block; it is hashed once more at the store's door.
+    pub async fn put(&self, cid: Cid, block: Bytes) -> Result<(), StoreError> {
+        // A closed queue means that the writer failed; `finish` says how.
+        let _ = self.queue.send((cid, block)).await;
+        Ok(())
+    }
+
+    /// Whether the writer has failed, so that fetching on is useless.
+    pub fn is_broken(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    /// Waits until all is on disk, together with what `state` adds to the state.
+    pub async fn finish(
+        self,
+        state: impl FnOnce(&mut Batch) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<Ingested, StoreError> {
+        drop(self.queue);
+        let ingest =
+            self.writer.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let mut batch = self.store.state().batch();
+        state(&mut batch)?;
+        self.store.run(move |_| ingest.finish(batch)).await
+    }
+}
