@@ -16,9 +16,9 @@ use crate::bitfield::Bitfield;
 use crate::picker::{CompletePiece, ConnId};
 
 /// Pieces waiting for the task; their bytes are within the picker's budget.
-pub const QUEUE: usize = 64;
-/// Jobs done in one visit to the pool.
-const BATCH: usize = 16;
+pub const QUEUE: usize = 32;
+/// Jobs done in one visit to the pool; their pieces stay in memory until it ends.
+const BATCH: usize = 8;
 /// Leaves are durable and announced at least this often.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 

@@ -69,8 +69,9 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        // 64 MiB keep a fast link busy with 4 MiB pieces from a dozen peers, and leave room below 300 MB a process.
-        Limits { connections: 200, per_torrent: 50, upload_slots: 8, buffer_bytes: 64 << 20 }
+        // 32 MiB are a dozen open leaves beside a queue for the disk. When the disk is the slower side the whole of it
+        // fills up (64 MiB took a process to 231 MB), so more would only be memory.
+        Limits { connections: 200, per_torrent: 50, upload_slots: 8, buffer_bytes: 32 << 20 }
     }
 }
 
