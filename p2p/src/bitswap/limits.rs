@@ -37,7 +37,7 @@ pub const RESPONSE_BUDGET_KIB: u32 = 64 << 10;
 pub const RESPONSE_MAX_KIB: u32 = ((RESPONSE_TARGET + MAX_BLOCK) >> 10) as u32;
 
 /// Bytes of frames that one peer may have half-sent at a time, in KiB; two of the largest.
-pub const FRAME_BUDGET_KIB: u32 = (2 * MAX_MESSAGE >> 10) as u32;
+pub const FRAME_BUDGET_KIB: u32 = ((2 * MAX_MESSAGE) >> 10) as u32;
 
 /// Open inbound streams of one peer. Kubo opens one per response of 16 KiB and has many on the way at once.
 pub const MAX_INBOUND_STREAMS: usize = 512;
