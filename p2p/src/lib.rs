@@ -18,6 +18,7 @@ pub mod bitswap;
 pub mod config;
 pub mod host;
 pub mod identity;
+mod lenient;
 pub mod policy;
 mod routing;
 pub mod rpc;

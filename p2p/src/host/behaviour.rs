@@ -8,21 +8,22 @@ use std::time::Duration;
 use btfs_storage::Store;
 use futures::future::BoxFuture;
 use libp2p::core::Endpoint;
-use libp2p::core::transport::PortUse;
+use libp2p::core::transport::{Boxed, PortUse};
 use libp2p::identity::Keypair;
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent,
     ToSwarm, dummy,
 };
 use libp2p::{
-    Multiaddr, PeerId, Swarm, SwarmBuilder, connection_limits, identify, kad, noise, ping, quic, tcp, tls,
-    yamux,
+    Multiaddr, PeerId, Swarm, SwarmBuilder, Transport, connection_limits, identify, kad, noise, ping, quic,
+    tcp, tls, yamux,
 };
 use parking_lot::Mutex;
 
 use super::StartError;
 use crate::bitswap::{self, BlockReader, ReadJob};
 use crate::config::Network;
+use crate::lenient::Lenient;
 use crate::routing::book::Book;
 use crate::routing::records::Records;
 use crate::rpc::streams;
@@ -167,6 +168,14 @@ pub(super) fn limits() -> connection_limits::Behaviour {
     )
 }
 
+/// QUIC with windows for long fat paths, and inbound streams that bear with Kubo's haste.
+fn quic_transport(keypair: &Keypair) -> Boxed<(PeerId, Lenient<quic::Connection>)> {
+    let mut config = quic::Config::new(keypair);
+    config.max_stream_data = QUIC_STREAM_WINDOW;
+    config.max_connection_data = QUIC_CONNECTION_WINDOW;
+    quic::tokio::Transport::new(config).map(|(peer, connection), _| (peer, Lenient(connection))).boxed()
+}
+
 /// TCP (TLS, else Noise; yamux) and QUIC, with names resolved as the system says. A machine without a usable resolver
 /// configuration (an isolated container) gets a node that dials by number only.
 pub(super) fn swarm(keypair: Keypair, behaviour: Behaviour) -> Result<Swarm<Behaviour>, StartError> {
@@ -177,12 +186,9 @@ pub(super) fn swarm(keypair: Keypair, behaviour: Behaviour) -> Result<Swarm<Beha
             (tls::Config::new, noise::Config::new),
             yamux::Config::default,
         );
-        tcp.map(|builder| {
-            builder.with_quic_config(|mut config: quic::Config| {
-                config.max_stream_data = QUIC_STREAM_WINDOW;
-                config.max_connection_data = QUIC_CONNECTION_WINDOW;
-                config
-            })
+        tcp.map(|builder| match builder.with_other_transport(quic_transport) {
+            Ok(builder) => builder,
+            Err(never) => match never {},
         })
     };
     let configure = |config: libp2p::swarm::Config| {

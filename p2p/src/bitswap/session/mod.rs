@@ -374,7 +374,7 @@ impl Client {
             match ask.state {
                 AskState::Block => known.outbox.want(want.cid, want.priority, super::WantKind::Block),
                 AskState::Have => known.outbox.want(want.cid, want.priority, super::WantKind::Have),
-                AskState::Has | AskState::DontHave | AskState::TimedOut => {}
+                AskState::Has | AskState::DontHave | AskState::TimedOut | AskState::Gone => {}
             }
         }
         self.wake(peer);

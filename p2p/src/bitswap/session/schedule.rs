@@ -89,8 +89,8 @@ impl Client {
             match state {
                 Some((AskState::Has, _)) if peer.has_room() => cheaper(&mut options.has, peer.cost(), id),
                 Some((AskState::Has, _)) => options.has_full.push(id),
-                Some((AskState::Have, _)) | None => {
-                    if let Some((_, at)) = state {
+                Some((AskState::Have | AskState::Gone, _)) | None => {
+                    if let Some((AskState::Have, at)) = state {
                         options.listening |= now.saturating_duration_since(at) < HAVE_PATIENCE;
                     }
                     match peer.has_room() {
@@ -184,7 +184,7 @@ impl Client {
             };
             want.broadcast = true;
             let fits = peer.usable() && peer.knows_have && peer.outbox.occupied() < HAVE_ROOM;
-            if !fits || want.ask(&id).is_some() {
+            if !fits || want.ask(&id).is_some_and(|ask| ask.state != AskState::Gone) {
                 continue;
             }
             want.set_ask(id, AskState::Have, now);
@@ -309,7 +309,7 @@ impl Client {
                 if now.saturating_duration_since(since) < RETRY {
                     continue;
                 }
-                want.asks.retain(|ask| ask.state == AskState::Block);
+                want.asks.iter_mut().for_each(|ask| ask.state = AskState::Gone);
                 want.broadcast = false;
                 want.phase = Phase::Listening;
                 let sessions: Vec<SessionId> = want.waiters.iter().map(|waiter| waiter.session).collect();

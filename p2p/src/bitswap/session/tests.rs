@@ -167,8 +167,10 @@ fn the_only_peer_is_given_longer_and_then_its_wants_are_refused() {
     client.tick(now + LAST_HOPE - MS);
     assert!(client.take_events().iter().all(|event| matches!(event, Event::Wake(_))));
     client.tick(now + LAST_HOPE + MS);
-    let refused = client.take_events().iter().filter(|e| matches!(e, Event::Refused(..))).count();
-    assert_eq!(refused, 2 * WINDOW_START, "those in its window and those that waited for room");
+    let refused: Vec<Event> =
+        client.take_events().into_iter().filter(|e| matches!(e, Event::Refused(..))).collect();
+    assert_eq!(refused.len(), 2 * WINDOW_START, "those in its window and those that waited for room");
+    assert!(matches!(&refused[0], Event::Refused(_, _, asked) if *asked == peers));
     check(&client);
     assert!(!client.is_waiting());
 }

@@ -20,6 +20,8 @@ pub enum AskState {
     DontHave,
     /// It was asked for the block and fell silent.
     TimedOut,
+    /// It was asked, and what came of that no longer counts: it left, or others took over.
+    Gone,
 }
 
 /// The standing of one peer with one want.
@@ -101,7 +103,9 @@ impl Want {
     }
 
     pub fn forget_ask(&mut self, peer: &PeerId) {
-        self.asks.retain(|ask| ask.peer != *peer);
+        if let Some(ask) = self.ask_mut(peer) {
+            ask.state = AskState::Gone;
+        }
     }
 
     pub fn is_held(&self) -> bool {
@@ -110,6 +114,7 @@ impl Want {
 
     /// Whether `peer` could still be asked for the block.
     pub fn may_ask(&self, peer: &PeerId) -> bool {
-        self.ask(peer).is_none_or(|ask| matches!(ask.state, AskState::Have | AskState::Has))
+        let open = |ask: &Ask| matches!(ask.state, AskState::Have | AskState::Has | AskState::Gone);
+        self.ask(peer).is_none_or(open)
     }
 }
