@@ -4,5 +4,6 @@
 //! `BTFS_BIN` and real peers installed by `tests/peers/install`; a missing program or peer is a failure, never a skip.
 //! Everything here panics with a plain message when the program does not do what was asked of it: its callers are tests.
 
+pub mod bench;
 pub mod node;
 pub mod peers;

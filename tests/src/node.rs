@@ -141,11 +141,7 @@ impl Node {
 
     /// Peak resident memory of the daemon in bytes.
     pub fn peak_memory(&self) -> u64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
-        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number");
-        kib * 1024
+        crate::bench::peak_memory(self.pid()).expect("the daemon runs")
     }
 
     fn log_tail(&self) -> String {

@@ -7,3 +7,4 @@ pub use btfs_tests::{node, peers};
 
 mod cids;
 mod kubo;
+mod torrents;

@@ -32,6 +32,9 @@ pub mod states;
 pub mod terms;
 pub mod vouchers;
 
+#[cfg(test)]
+mod tests;
+
 pub use events::{Events, MarketEvent};
 pub use host::{HostService, HostSettings, HostStatus};
 pub use market::{Market, MarketConfig, OpenError, TABLES};

@@ -79,7 +79,7 @@ pub enum OfferRequest {
 #[serde(rename_all = "snake_case")]
 pub enum OfferReply {
     /// A signed offer.
-    Offer(Signed<Offer>),
+    Offer(Box<Signed<Offer>>),
     /// This node rents nothing out at the moment.
     NotRenting,
 }

@@ -196,11 +196,6 @@ async fn quote(node: Arc<Node>, request: QuoteRequest, progress: Progress) -> An
     const DAY: u64 = 86_400;
     let renter = node.services()?.market()?.renter();
     let reference: Reference = request.reference.parse().map_err(ApiError::bad)?;
-    if request.anchors > 0 {
-        return Err(ApiError::bad(
-            "anchors are not offered yet; nothing was ordered. Use --anchors 0, or --copies N for whole copies",
-        ));
-    }
     if request.seconds == 0 || !request.seconds.is_multiple_of(DAY) {
         return Err(ApiError::bad(
             "space is rented by the day: give a whole number of days, such as --for 30d",
@@ -218,6 +213,7 @@ async fn quote(node: Arc<Node>, request: QuoteRequest, progress: Progress) -> An
                 name: request.name,
                 redundancy: request.redundancy,
                 copies: request.copies,
+                anchors: request.anchors,
                 epochs,
                 epoch_length: None,
                 max_price: amount(request.max_price.as_ref())?,

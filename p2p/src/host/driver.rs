@@ -33,8 +33,8 @@ use crate::routing::bootstrap::{Bootstrap, Dial};
 use crate::routing::persist::{self, Changes, Loaded, RecordRow};
 use crate::routing::records::Records;
 use crate::routing::unix_now;
-use crate::rpc;
 use crate::rpc::streams::{self, Keep};
+use crate::rpc::{self, RpcService};
 
 /// Inbound rpc streams between negotiation and admission.
 const INBOUND_QUEUE: usize = 256;
@@ -128,21 +128,18 @@ impl Driver {
         let bootstrap = Bootstrap::new(&config.bootstrap, Instant::now());
         let keep = Arc::new(Keep::default());
         bootstrap.peers().for_each(|peer| keep.protect(peer));
-        let (inbound_sender, inbound) = mpsc::channel(INBOUND_QUEUE);
-        let protocols = config.rpc.iter().map(|s| StreamProtocol::new(s.protocol)).collect();
-        let rpc_refused = Arc::new(AtomicU64::new(0));
+        let stop = CancellationToken::new();
+        let (rpc, rpc_refused, rpc_server) = start_rpc(config.rpc, keep, stop.clone());
         let parts = Behaviour {
             limits: behaviour::limits(),
             book: AddressSource(book.clone()),
             identify: behaviour::identify(&keypair, config.agent),
             ping: Default::default(),
             kad: behaviour::kademlia(own, &config.network, records),
-            rpc: streams::Behaviour::new(protocols, inbound_sender, rpc_refused.clone(), keep),
+            rpc,
             bitswap,
         };
         let swarm = behaviour::swarm(keypair, parts)?;
-        let stop = CancellationToken::new();
-        let rpc_server = tokio::spawn(rpc::serve(config.rpc, inbound, stop.clone()));
         Ok(Driver {
             swarm,
             commands,
@@ -487,6 +484,19 @@ async fn write(store: Store, changes: Changes) {
     if let Err(error) = store.run(move |store| persist::write(store.state(), &changes)).await {
         tracing::error!(%error, "provider records and addresses learned in the last seconds were not written; after a restart they will be missing until peers tell them again");
     }
+}
+
+/// Starts the rpc server; its part in the swarm, the count of streams it could not take, and its task.
+fn start_rpc(
+    services: Vec<RpcService>,
+    keep: Arc<Keep>,
+    stop: CancellationToken,
+) -> (streams::Behaviour, Arc<AtomicU64>, JoinHandle<()>) {
+    let (sender, inbound) = mpsc::channel(INBOUND_QUEUE);
+    let protocols = services.iter().map(|s| StreamProtocol::new(s.protocol)).collect();
+    let refused = Arc::new(AtomicU64::new(0));
+    let behaviour = streams::Behaviour::new(protocols, sender, refused.clone(), keep);
+    (behaviour, refused, tokio::spawn(rpc::serve(services, inbound, stop)))
 }
 
 /// Fills the tables with what was read from disk.

@@ -44,8 +44,13 @@ const COMMAND_QUEUE: usize = 256;
 /// Longest answer taken from a protocol that this node does not serve itself.
 const DEFAULT_MAX_RESPONSE: usize = 4 << 20;
 
+/// First pause before a busy peer is asked again; it doubles.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// Longest such pause.
+const LONGEST_BUSY_PAUSE: Duration = Duration::from_secs(1);
+
 /// Most providers that one search reports, whatever was asked for: each may cost a dial.
-pub const MAX_PROVIDERS: usize = 64;
+pub const MAX_PROVIDERS: usize = 100;
 
 /// Why a host did not start. Nothing is left running.
 #[derive(Debug, Error)]
@@ -304,13 +309,35 @@ impl Host {
         self.ask(|reply| Command::FindPeer(peer, reply)).await.unwrap_or_default()
     }
 
-    /// Asks `peer` over an rpc protocol, connecting to it if needed. `timeout` covers everything.
+    /// Asks `peer` over an rpc protocol, connecting to it if needed. `timeout` covers everything. A busy peer, which has
+    /// read nothing, is asked again as long as there is time.
     pub async fn call(
         &self,
         peer: PeerId,
         protocol: &'static str,
         request: Vec<u8>,
         timeout: Duration,
+    ) -> Result<Vec<u8>, RpcError> {
+        let late = tokio::time::Instant::now() + timeout;
+        let mut pause = BUSY_PAUSE;
+        loop {
+            let attempt = self.call_once(peer, protocol, &request);
+            match tokio::time::timeout_at(late, attempt).await {
+                Err(_) => return Err(RpcError::Timeout { peer, protocol, after: timeout }),
+                Ok(Err(RpcError::Busy { .. })) if tokio::time::Instant::now() + pause < late => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_BUSY_PAUSE);
+                }
+                Ok(result) => return result,
+            }
+        }
+    }
+
+    async fn call_once(
+        &self,
+        peer: PeerId,
+        protocol: &'static str,
+        request: &[u8],
     ) -> Result<Vec<u8>, RpcError> {
         let service = self.inner.services.iter().find(|service| service.protocol == protocol);
         if let Some(cap) = service.map(|s| s.max_request)
@@ -319,12 +346,8 @@ impl Host {
             return Err(RpcError::TooLarge { what: "request", bytes: request.len() as u64, cap });
         }
         let max_response = service.map_or(DEFAULT_MAX_RESPONSE, |s| s.max_response);
-        let exchange = async {
-            let stream = self.open_stream(peer, protocol).await?;
-            rpc::exchange(stream, peer, &request, max_response).await
-        };
-        let late = RpcError::Timeout { peer, protocol, after: timeout };
-        tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(late))
+        let stream = self.open_stream(peer, protocol).await?;
+        rpc::exchange(stream, peer, request, max_response).await
     }
 
     async fn open_stream(

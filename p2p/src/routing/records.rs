@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use libp2p::kad::store::{Error, RecordStore, Result};
@@ -24,8 +25,12 @@ pub(crate) const MAX_RECORDS: usize = 100_000;
 /// Records that one provider may have here: an eighth of the table, so that no peer fills it alone.
 pub(crate) const MAX_RECORDS_PER_PROVIDER: usize = MAX_RECORDS / 8;
 
-/// Providers kept for a key: the replication factor; a reply holds no more.
-pub(crate) const MAX_PROVIDERS_PER_KEY: usize = 20;
+/// Providers kept for a key. A reply holds 20, so each reply starts at another one and a searcher that asks the twenty
+/// peers nearest to a popular key hears of most.
+pub(crate) const MAX_PROVIDERS_PER_KEY: usize = 100;
+
+/// Providers in a reply: Kademlia's k.
+const REPLY: usize = 20;
 
 /// Longest key taken: a multihash of 128 bytes digest, as Bitswap's peers cap it.
 pub(crate) const MAX_KEY: usize = 132;
@@ -58,6 +63,8 @@ pub(crate) struct Records {
     held_by: HashMap<PeerId, Held>,
     provided: HashSet<RecordKey>,
     changes: Vec<RecordChange>,
+    /// Where the next reply starts; the store is asked through a shared reference.
+    turn: AtomicUsize,
 }
 
 /// What is held of one provider: how many records, and where it can be reached.
@@ -78,6 +85,7 @@ impl Records {
             held_by: HashMap::new(),
             provided: HashSet::new(),
             changes: Vec::new(),
+            turn: AtomicUsize::new(0),
         }
     }
 
@@ -238,6 +246,10 @@ impl RecordStore for Records {
         };
         let others = self.providers.get(key).into_iter().flatten().filter(|p| p.expires > self.now);
         let mut all: Vec<_> = others.map(|p| record(p.peer, self.addresses(&p.peer).to_vec())).collect();
+        if !all.is_empty() {
+            let turn = self.turn.fetch_add(REPLY, Ordering::Relaxed) % all.len();
+            all.rotate_left(turn);
+        }
         if self.provided.contains(key) {
             // Kademlia fills in our own addresses.
             all.insert(0, record(self.own, Vec::new()));
@@ -302,9 +314,9 @@ mod tests {
     }
 
     #[test]
-    fn one_key_keeps_the_newest_twenty() {
+    fn one_key_keeps_the_newest_and_tells_of_all_in_turn() {
         let mut records = Records::new(PeerId::random(), 0);
-        let peers: Vec<_> = (0..25).map(|_| PeerId::random()).collect();
+        let peers: Vec<_> = (0..MAX_PROVIDERS_PER_KEY + 5).map(|_| PeerId::random()).collect();
         for (at, peer) in peers.iter().enumerate() {
             records.tick(at as u64);
             records.add_provider(record(1, *peer)).unwrap();
@@ -312,6 +324,9 @@ mod tests {
         let kept: HashSet<_> = records.providers(&key(1)).into_iter().map(|r| r.provider).collect();
         assert_eq!(kept, peers[5..].iter().copied().collect());
         assert_eq!(records.len(), MAX_PROVIDERS_PER_KEY);
+        let replies = (0..MAX_PROVIDERS_PER_KEY / REPLY).map(|_| records.providers(&key(1)));
+        let told: HashSet<_> = replies.flat_map(|reply| reply.into_iter().take(REPLY)).collect();
+        assert_eq!(told.len(), MAX_PROVIDERS_PER_KEY);
     }
 
     #[test]

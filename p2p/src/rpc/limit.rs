@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 
-/// Requests that a peer may send at once: an audit round or an offer sweep comes in bursts of this order.
-pub const BURST: u32 = 64;
+/// Requests that a peer may send at once: an audit round over a few hundred agreements comes in bursts of this order.
+pub const BURST: u32 = 256;
 
-/// Requests a second that a peer may keep up.
-pub const RATE_PER_SECOND: u32 = 16;
+/// Requests a second that a peer may keep up. A busy renter makes some tens at its ledger; a thousand peers at this rate
+/// are what the signature checks behind it can stand.
+pub const RATE_PER_SECOND: u32 = 64;
 
 /// Peers with a bucket of their own: well above the connections a node holds.
 const MAX_BUCKETS: usize = 4096;

@@ -25,8 +25,8 @@ pub const MAX_CONCURRENT_PER_PEER: usize = 32;
 /// "Busy" answers being written at once; beyond it the stream is just reset.
 const MAX_REFUSALS: usize = 64;
 
-/// Time for a request to arrive in full, and for an answer to be taken.
-const TRANSFER_TIME: Duration = Duration::from_secs(20);
+/// Time for a request to arrive in full, and for an answer to be taken: some megabytes over a slow line.
+const TRANSFER_TIME: Duration = Duration::from_secs(60);
 
 /// Owns the inbound side until `stop` is cancelled; then running handlers are dropped.
 pub(crate) async fn serve(

@@ -20,7 +20,7 @@ impl HostService {
     pub async fn offer(&self, request: OfferRequest) -> OfferReply {
         let OfferRequest::Get = request;
         match self.current_offer().await {
-            Ok(Some(offer)) => OfferReply::Offer(offer),
+            Ok(Some(offer)) => OfferReply::Offer(Box::new(offer)),
             Ok(None) => OfferReply::NotRenting,
             Err(error) => {
                 tracing::warn!(%error, "no offer can be made");

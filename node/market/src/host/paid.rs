@@ -28,10 +28,15 @@ impl HostService {
         }
         let checked = VerifiedVoucher::check(voucher, self.0.money.domain(), &record.channel)
             .map_err(|e| Refusal::Voucher(e.to_string()))?;
+        // Nothing is released or redeemed between reading the channel and crediting by it.
+        let _one = self.0.paying.lock().await;
         let ledger = self.0.ledgered(id, &record).await?;
         let credited = self
             .0
             .change(id, move |_, _, r| {
+                if !matches!(r.state, HostState::Active | HostState::Closing) {
+                    return Err(Refusal::WrongState(format!("{:?}", r.state).to_lowercase()));
+                }
                 let last = r.voucher.as_ref().map(|v| &v.document);
                 let credit = vouchers::credit(&r.agreement, last, r.answered, ledger, checked.voucher())
                     .map_err(|e| Refusal::Voucher(e.to_string()))?;

@@ -38,6 +38,8 @@ impl HostService {
         signed.verify(&domain, record.channel.renter).map_err(|e| Refusal::Signature(e.to_string()))?;
         signed.document.check(record.channel.window).map_err(|e| Refusal::Terms(e.to_string()))?;
         self.check_start(&signed.document).await?;
+        // Nothing is released between reading the channel and relying on it.
+        let _one = self.0.paying.lock().await;
         self.0.check_funded(id, &record).await?;
         let answer = self.activate(signed).await?;
         Ok(RentalReply::Signed(Box::new(answer)))

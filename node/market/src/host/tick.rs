@@ -27,19 +27,23 @@ impl HostService {
             Ok(all) => all,
             Err(error) => return tracing::error!(%error, "the host's agreements cannot be read"),
         };
-        let mut freed = false;
+        let mut freed = Vec::new();
         for (id, record) in all {
+            let size = record.agreement.size;
             match self.0.tick_one(id, record, now).await {
-                Ok(did_free) => freed |= did_free,
+                Ok(true) => freed.push(MarketEvent::SpaceFreed { id, size }),
+                Ok(false) => {}
                 // Tried again at the next tick; nothing was lost.
                 Err(error) => tracing::warn!(agreement = %id, %error, "a step is put off"),
             }
         }
-        if freed {
-            let collected = self.0.store.run(|s| s.gc()).await;
-            if let Err(error) = collected {
-                tracing::warn!(%error, "the space of ended agreements is not collected yet");
-            }
+        if freed.is_empty() {
+            return;
+        }
+        match self.0.store.run(|s| s.gc()).await {
+            Ok(_) => freed.into_iter().for_each(|event| self.0.events.send(event)),
+            // What is unpinned goes with the next collection.
+            Err(error) => tracing::warn!(%error, "the space of ended agreements is not collected yet"),
         }
     }
 
@@ -159,19 +163,27 @@ impl Inner {
             // Nothing more can be owed.
             self.release_rest(id).await?;
         }
-        if !over {
+        if !over || !self.finish(id).await? {
             return Ok(false);
         }
-        self.release_rest(id).await?;
-        let size = r.agreement.size;
-        self.change(id, move |s, batch, r| {
-            free(s, batch, id)?;
-            r.state.advance(HostState::Done).map_err(internal)
-        })
-        .await?;
         self.provers.lock().forget(id);
-        self.events.send(MarketEvent::SpaceFreed { id, size });
+        // If this does not work out, the funder takes it back alone after the window.
+        self.release_rest(id).await?;
         Ok(true)
+    }
+
+    /// Closing -> Done and the space free, unless a voucher came in that is not redeemed yet.
+    async fn finish(self: &Arc<Self>, id: B256) -> Result<bool, HostError> {
+        let _no_voucher_meanwhile = self.paying.lock().await;
+        let done = self.change(id, move |s, batch, r| {
+            if r.unredeemed() > btfs_ledger::Btt::ZERO {
+                return Ok(false);
+            }
+            free(s, batch, id)?;
+            r.state.advance(HostState::Done).map_err(internal)?;
+            Ok(true)
+        });
+        Ok(done.await?)
     }
 
     /// Ends an agreement that never began, and frees its space.

@@ -164,7 +164,7 @@ impl Inner {
             OfferReply::Offer(offer) => {
                 let host = peer.address();
                 let holds = offer.document.host == host && offer.verify(self.money.domain(), host).is_ok();
-                Some((holds.then_some(offer), millis))
+                Some((holds.then_some(*offer), millis))
             }
         }
     }

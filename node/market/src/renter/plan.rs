@@ -28,6 +28,8 @@ pub(super) const MAX_WINDOW: u64 = 14 * 86_400;
 const MAX_QUOTES: usize = 16;
 /// Wall-clock seconds that a quote and its parity blocks are kept.
 const QUOTE_LIFE: u64 = 3600;
+/// Most anchors: more copies of the same bytes are not more hosts' work.
+const MAX_ANCHORS: u8 = 4;
 /// Default redundancy by the number of usable hosts: the widest that leaves a choice.
 const PRESETS: [(usize, u8, u8); 3] = [(40, 10, 20), (16, 4, 8), (6, 2, 4)];
 
@@ -42,6 +44,8 @@ pub struct StoreRequest {
     pub redundancy: Option<(u8, u8)>,
     /// Whole copies instead of coding.
     pub copies: Option<u8>,
+    /// More hosts that hold all of coded content, for plain IPFS and BitTorrent clients.
+    pub anchors: u8,
     /// Epochs to pay for.
     pub epochs: u32,
     /// Seconds per epoch; a day if not given.
@@ -88,7 +92,7 @@ pub struct Quote {
     pub epochs: u32,
     /// Seconds per epoch.
     pub epoch_length: u32,
-    /// The hosts, by column.
+    /// The hosts, by column; anchors come last.
     pub hosts: Vec<QuotedHost>,
     /// Hosts that would also fit, for replacements.
     pub spare_hosts: usize,
@@ -136,6 +140,9 @@ impl RenterService {
         if request.epochs == 0 || request.epochs > terms::MAX_EPOCHS {
             return Err(RentError::Request(format!("a term has 1 to {} epochs", terms::MAX_EPOCHS)));
         }
+        if request.anchors > MAX_ANCHORS {
+            return Err(RentError::Request(format!("at most {MAX_ANCHORS} anchors are possible")));
+        }
         let now = self.0.now()?;
         let term = u64::from(request.epochs) * u64::from(epoch_length);
         let survey = self.0.survey(now).await?;
@@ -143,8 +150,8 @@ impl RenterService {
         let usable = self.0.usable(&survey, &need);
         let (k, m) = redundancy(&request, usable)?;
         let id = hex::encode(rand::rng().random::<[u8; 16]>());
-        let (copies, pin, root) = (request.copies, format!("quote:{id}"), request.root);
-        let laid = self.0.store.run(move |s| lay_out(s, &root, k, m, copies, &pin, progress)).await?;
+        let (pin, wanted) = (format!("quote:{id}"), request.clone());
+        let laid = self.0.store.run(move |s| lay_out(s, &wanted, k, m, &pin, progress)).await?;
         let largest = laid.lists.iter().map(|l| l.size()).max().unwrap_or(0);
         let need = Need { size: largest, ..need };
         let (chosen, spare, excluded) = self.0.choose(&survey, &need, laid.lists.len(), &[]).await;
@@ -167,8 +174,8 @@ impl RenterService {
             excluded,
             lock_btt: lock,
             balance_btt: self.0.money.balance().await?,
-            yearly_loss: score::yearly_loss(needed, hosts.len() as u32),
-            term_loss: score::term_loss(needed, hosts.len() as u32, term),
+            yearly_loss: score::yearly_loss(needed, laid.spread.hosts() as u32),
+            term_loss: score::term_loss(needed, laid.spread.hosts() as u32, term),
             note: laid.note,
             id: id.clone(),
             hosts,
@@ -299,14 +306,14 @@ fn redundancy(request: &StoreRequest, usable: usize) -> Result<(u8, u8), RentErr
 /// Walks the content, decides between coding and copies, and makes parity and lists.
 fn lay_out(
     s: &Store,
-    root: &Cid,
+    request: &StoreRequest,
     k: u8,
     m: u8,
-    copies: Option<u8>,
     pin: &str,
     mut progress: impl FnMut(u64),
 ) -> Result<Laid, RentError> {
     let content = |e: &dyn std::fmt::Display| RentError::Content(e.to_string());
+    let (root, copies) = (&request.root, request.copies);
     let mut blocks = Vec::new();
     for block in read::walk(s, root) {
         let (cid, size) = block.map_err(|e| content(&e))?;
@@ -341,9 +348,11 @@ fn lay_out(
     let pin = Pin { id: pin.into(), kind, root: layout.cid(), class: Class::Own, name: None, expires };
     s.pin_list(&mut batch, &pin, &made)?;
     ingest.finish(batch)?;
-    let lists = (0..layout.columns())
-        .map(|i| BlockList::from_blocks(layout.column(i)).map(Arc::new).map_err(|e| content(&e)))
-        .collect::<Result<_, _>>()?;
+    let list = |blocks| BlockList::from_blocks(blocks).map(Arc::new).map_err(|e| content(&e));
+    let mut lists = (0..layout.columns()).map(|i| list(layout.column(i))).collect::<Result<Vec<_>, _>>()?;
+    if request.anchors > 0 {
+        lists.extend(vec![list(layout.anchor())?; usize::from(request.anchors)]);
+    }
     Ok(Laid { spread, layout: Some(layout.cid()), size, lists, note: None })
 }
 

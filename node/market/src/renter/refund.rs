@@ -117,9 +117,14 @@ impl Inner {
             if !matches!(thing.state, ThingState::Active | ThingState::Incomplete) {
                 continue;
             }
-            let mut own = agreements.iter().filter(|(_, r)| r.thing == id);
-            let over = own.all(|(_, r)| r.state.is_final() || r.state == RenterState::Closing);
-            if !over {
+            let own = agreements.iter().filter(|(_, r)| r.thing == id && r.state != RenterState::Failed);
+            let (mut any, mut over) = (false, true);
+            for (_, r) in own {
+                any = true;
+                over &= matches!(r.state, RenterState::Closing | RenterState::Done);
+            }
+            // What never began stays Incomplete, with its reason.
+            if !any || !over {
                 continue;
             }
             self.write(move |s, batch| {

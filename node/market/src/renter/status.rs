@@ -120,7 +120,10 @@ impl RenterService {
                 let load = self.0.store.run(move |s| Layout::load(&layout, s)).await;
                 load.inspect_err(|error| tracing::warn!(%error, "the health of a thing is not known"))
                     .ok()
-                    .map(|layout| layout.health(&live, false))
+                    .map(|layout| {
+                        let (columns, anchors) = live.split_at(layout.columns().min(live.len()));
+                        layout.health(columns, anchors.contains(&true))
+                    })
             }
         };
         let mut places: Vec<PlaceStatus> = own.iter().map(|(k, r)| place_of(*k, r)).collect();

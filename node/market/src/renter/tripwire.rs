@@ -29,7 +29,7 @@ pub(crate) struct Tripwire {
 }
 
 /// Withholds the blocks of one audit until it is dropped.
-pub(super) struct Withheld {
+pub(crate) struct Withheld {
     inner: Arc<Inner>,
     blocks: Vec<Multihash<64>>,
 }
@@ -69,7 +69,7 @@ impl RenterService {
 
 impl Inner {
     /// Works out which blocks an audit asks for and withholds them while the result lives.
-    pub(super) async fn withhold(self: &Arc<Self>, r: &RenterAgreement, request: &AuditRequest) -> Withheld {
+    pub(crate) async fn withhold(self: &Arc<Self>, r: &RenterAgreement, request: &AuditRequest) -> Withheld {
         let blocks = match self.list(r.agreement.blocks).await {
             Ok(list) => {
                 let (a, host) = (r.agreement.clone(), request.clone());
@@ -94,7 +94,7 @@ impl Inner {
     }
 
     /// Whether the audited host tripped the wire since the last question.
-    pub(super) fn take_trip(&self, host: &PublicKey) -> bool {
+    pub(crate) fn take_trip(&self, host: &PublicKey) -> bool {
         let mut tripwire = self.tripwire.lock();
         let before = tripwire.tripped.len();
         tripwire.tripped.retain(|h| h != host);

@@ -1,0 +1,144 @@
+//! Endings before the term, replacements, tripwires, and copies of small content.
+
+use btfs_ledger::Btt;
+use btfs_storage::BlockSource;
+
+use super::world::{World, btt};
+use crate::events::MarketEvent;
+use crate::host::HostSettings;
+use crate::messages::AuditRequest;
+use crate::renter::{Spread, ThingState};
+use crate::states::{HostState, RenterState};
+
+#[test]
+fn a_cancelled_agreement_is_paid_to_its_last_epoch_and_refunded() {
+    let world = World::new(2);
+    world.rent_out(1..2);
+    let root = world.add(0, 300_000);
+    let id = world.store_and_wait(0, World::order(root, 30, None, Some(1)));
+    world.day(0);
+    world.day(0);
+    let renter = world.market(0).renter().clone();
+    world.on(0, async move { renter.cancel(id).await.unwrap() });
+    // The third epoch runs to its end.
+    world.day(0);
+    let status = world.status(0, id);
+    let place = &status.places[0];
+    assert_eq!((place.epochs, place.days.as_str()), (3, "PPP"));
+    assert!(matches!(place.state, RenterState::Closing | RenterState::Done));
+    let mut events = world.market(1).events().subscribe();
+    world.day(0);
+    world.day(0);
+    let host = world.market(1).host().clone();
+    let shown = world.on(1, async move {
+        while !matches!(events.recv().await.unwrap(), MarketEvent::SpaceFreed { .. }) {}
+        host.status().await.unwrap()
+    });
+    assert_eq!(shown.agreements[0].state, HostState::Done);
+    let three = place.epoch_price_btt.checked_mul(3).unwrap();
+    assert_eq!(shown.redeemed_btt, three);
+    world.await_balance(0, btt(1000).checked_sub(three).unwrap());
+    world.check_supply();
+}
+
+#[test]
+fn a_host_can_leave_with_notice() {
+    let world = World::new(2);
+    world.rent_out(1..2);
+    let root = world.add(0, 300_000);
+    let id = world.store_and_wait(0, World::order(root, 30, None, Some(1)));
+    world.day(0);
+    let agreement = world.status(0, id).places[0].agreement;
+    let host = world.market(1).host().clone();
+    assert_eq!(world.on(1, async move { host.quit(agreement).await.unwrap() }), 2);
+    world.day(0);
+    let place = world.status(0, id).places.remove(0);
+    assert_eq!((place.days.as_str(), place.reason.as_deref()), ("PP", Some("the host gave notice")));
+    world.day(0);
+    world.check_supply();
+}
+
+#[test]
+fn a_host_that_refuses_is_replaced() {
+    let world = World::new(5);
+    world.rent_out(1..5);
+    let root = world.add(0, 300_000);
+    let renter = world.market(0).renter().clone();
+    let quoting = renter.clone();
+    let quote = world
+        .on(0, async move { quoting.quote(World::order(root, 30, None, Some(2)), |_| {}).await.unwrap() });
+    assert_eq!((quote.spread, quote.hosts.len(), quote.spare_hosts), (Spread::Copies { n: 2 }, 2, 2));
+    // One of the chosen hosts stops between quote and acceptance.
+    let refuser = (1..5).find(|i| world.nodes[*i].key.public() == quote.hosts[0].peer).unwrap();
+    let host = world.market(refuser).host().clone();
+    world.on(refuser, async move { host.stop().await.unwrap() });
+    let thing = world.on(0, async move {
+        let id = renter.accept(&quote.id).await.unwrap();
+        renter.placed(id).await.unwrap();
+        id
+    });
+    let status = world.status(0, thing);
+    assert_eq!((status.state, status.health), (ThingState::Active, Some(1)));
+    let failed: Vec<_> = status.places.iter().filter(|p| p.state == RenterState::Failed).collect();
+    assert_eq!(failed.len(), 1);
+    assert!(failed[0].reason.as_deref().unwrap().contains("rents nothing out"), "{:?}", failed[0].reason);
+    world.check_supply();
+}
+
+#[test]
+fn without_money_nothing_begins() {
+    let world = World::new(2);
+    let host = world.market(1).host().clone();
+    let settings = HostSettings { price: btt(1_000_000_000), ..host.settings() };
+    world.on(1, async move {
+        host.set(settings).await.unwrap();
+        host.start().await.unwrap();
+    });
+    let root = world.add(0, 300_000);
+    let renter = world.market(0).renter().clone();
+    let error = world.on(0, async move {
+        let quote = renter.quote(World::order(root, 30, None, Some(1)), |_| {}).await.unwrap();
+        renter.accept(&quote.id).await.unwrap_err()
+    });
+    assert!(error.to_string().starts_with("not enough BTT"), "{error}");
+    assert_eq!(world.balance(0), btt(1000));
+}
+
+#[test]
+fn challenged_blocks_are_withheld_and_asking_for_them_costs_score() {
+    let world = World::new(3);
+    world.rent_out(1..2);
+    let root = world.add(0, 3 << 20);
+    world.store_and_wait(0, World::order(root, 30, None, Some(1)));
+    let renter = world.market(0).renter().clone();
+    let inner = renter.0.clone();
+    let thief = world.nodes[2].key.public();
+    let all: Vec<_> = world.store(0).blocks(None, 1000).unwrap().into_iter().map(|b| b.cid).collect();
+    let (host, tripped) = world.on(0, async move {
+        let (id, r) = inner.agreements().await.unwrap().pop().unwrap();
+        let nonce = btfs_ledger::B256::repeat_byte(3);
+        let held = inner.withhold(&r, &AuditRequest { id, from: 0, epoch: 0, nonce }).await;
+        let challenged: Vec<_> = all.iter().filter(|c| renter.withheld(c)).collect();
+        assert!(!challenged.is_empty());
+        renter.wanted(&thief, challenged[0]);
+        drop(held);
+        assert!(all.iter().all(|c| !renter.withheld(c)), "released with the audit");
+        (r.host, inner.take_trip(&r.host))
+    });
+    assert!(tripped);
+    assert_eq!(host, world.nodes[1].key.public());
+}
+
+#[test]
+fn before_the_first_proof_nothing_is_owed() {
+    let world = World::new(2);
+    world.rent_out(1..2);
+    let root = world.add(0, 300_000);
+    let id = world.store_and_wait(0, World::order(root, 30, None, Some(1)));
+    let place = world.status(0, id).places.remove(0);
+    assert_eq!(place.earned_btt, Btt::ZERO);
+    // All blocks of the list are at the host, pinned for the agreement.
+    let store = world.store(1);
+    assert!(store.has(&root).unwrap());
+    assert_eq!(store.pins_with_prefix("agreement:").unwrap().len(), 1);
+}

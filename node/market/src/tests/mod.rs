@@ -1,0 +1,8 @@
+//! Whole markets in one process: real stores, the real embedded ledger, real signatures; only the wire is replaced by
+//! function calls, which can be cut at any message.
+
+mod crash;
+mod endings;
+mod month;
+mod refusals;
+mod world;

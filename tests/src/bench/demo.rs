@@ -1,0 +1,27 @@
+//! The whole demo with the file: what its largest process had resident.
+
+use std::process::Command;
+
+use super::report::{Bound, Line, Report};
+use super::{Source, process};
+use crate::peers;
+
+pub(super) fn run(source: &Source, report: &mut Report) {
+    let usage = process::run(Command::new(peers::btfs()).args(["demo", "--json", "--file", source.path()]));
+    let told: serde_json::Value = serde_json::from_slice(&usage.stdout).expect("one JSON object");
+    assert_eq!(
+        told["fetched_sha256"].as_str(),
+        Some(source.sha256.as_str()),
+        "the demo fetched something else"
+    );
+    report.line(Line {
+        name: "demo, six hosts, duration",
+        value: usage.wall,
+        unit: "s",
+        yardstick: None,
+        bound: Bound::None,
+    });
+    // The demo knows the processes that were there at its end; the others were looked at while they ran.
+    let at_end = told["peak_memory_kib"].as_u64().unwrap_or(0) * 1024;
+    report.memory("demo, six hosts, largest process", usage.peak_memory.max(at_end));
+}

@@ -1,0 +1,156 @@
+//! What the `btfs` program costs, each figure beside a yardstick taken in the same run on the same machine.
+//!
+//! `bin/bench.rs` calls [`run`]; `make bench` prints the table and `make bench CHECK=1` fails where a bound is missed.
+//! All benches drive the built program over one pseudo-random file of 1 GiB, in temporary directories, on loopback:
+//!
+//! * `add`: user and system time of one `btfs add` process without a daemon, from its first instruction to its end, beside
+//!   `openssl dgst -sha256` of the same file, which reads and hashes and does nothing else. openssl runs before and after;
+//!   the mean counts.
+//! * `get`: MiB a second of `btfs get CID` between two daemons connected over TCP, from the start of the command until
+//!   the file is written, beside one raw libp2p stream over the same transports (`raw`: TCP, TLS, yamux, writes of
+//!   256 KiB), which runs before and after; the mean counts. The result is compared with the source.
+//! * `torrent`: user and system time of our daemon while libtorrent downloads the file from it by magnet link, and while it
+//!   downloads the file from libtorrent, beside libtorrent in the same part towards another libtorrent.
+//! * `demo`: `btfs demo` with the file: the largest peak of any of its processes.
+//!
+//! A running process' time is what `/proc/PID/stat` says after, minus before; a peak of memory is `VmHWM`, caches
+//! included. The source is in the page cache and on the disk before the first bench. A program that fails, a peer that
+//! is missing or a file that comes out different ends the run: no figure is better than a wrong one.
+
+use std::path::PathBuf;
+
+use crate::node;
+
+mod add;
+mod demo;
+mod get;
+mod process;
+mod raw;
+mod report;
+mod torrent;
+
+pub use process::peak_memory;
+use report::Report;
+
+/// The benches, in the order they run.
+pub const NAMES: [&str; 4] = ["add", "get", "torrent", "demo"];
+
+/// Most bytes that any process may have resident at its peak: what leaves a machine with 1 GiB its use.
+const MEMORY_BOUND: f64 = 300e6;
+
+/// The same pseudo-random file in every run.
+const SEED: u64 = 0x6265_6e63_6821;
+
+const MIB: u64 = 1 << 20;
+
+/// What to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Whether a missed bound is a failure.
+    pub check: bool,
+    /// Size of the file in MiB.
+    pub mib: u64,
+    /// Names out of [`NAMES`].
+    pub chosen: Vec<String>,
+}
+
+impl Options {
+    /// Reads the arguments after the program's name; an error says what is wrong with them.
+    pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
+        let mut options = Options { check: false, mib: 1024, chosen: Vec::new() };
+        let mut arguments = arguments;
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--check" => options.check = true,
+                "--mib" => {
+                    let size = arguments.next().and_then(|size| size.parse().ok()).filter(|mib| *mib > 0);
+                    options.mib = size.ok_or("--mib wants a number of MiB above 0")?;
+                }
+                name if NAMES.contains(&name) => options.chosen.push(argument),
+                other => return Err(format!("there is no bench `{other}`")),
+            }
+        }
+        if options.chosen.is_empty() {
+            options.chosen = NAMES.map(str::to_owned).to_vec();
+        }
+        Ok(options)
+    }
+}
+
+/// The file that is moved.
+struct Source {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+    bytes: u64,
+    sha256: String,
+}
+
+impl Source {
+    fn make(mib: u64) -> Source {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("source.bin");
+        let bytes = mib * MIB;
+        node::random_file(&path, bytes, SEED);
+        // On the disk now: its write-back would otherwise fall into the first bench.
+        std::fs::File::open(&path).and_then(|file| file.sync_all()).expect("the file is synced");
+        let sha256 = node::sha256(&path);
+        Source { _dir: dir, path, bytes, sha256 }
+    }
+
+    fn path(&self) -> &str {
+        self.path.to_str().expect("a temporary directory has a plain name")
+    }
+
+    fn gib(&self) -> f64 {
+        self.bytes as f64 / (1024 * MIB) as f64
+    }
+
+    fn mib(&self) -> f64 {
+        self.bytes as f64 / MIB as f64
+    }
+
+    /// Panics unless `copy` has the same content.
+    fn must_equal(&self, copy: &std::path::Path) {
+        assert_eq!(node::sha256(copy), self.sha256, "{} differs from its source", copy.display());
+    }
+}
+
+/// Runs what was chosen, prints the table line by line as figures come, and tells how many bounds were missed.
+pub fn run(options: &Options) -> usize {
+    let source = Source::make(options.mib);
+    let mut report = Report::begin();
+    for name in NAMES.iter().filter(|name| options.chosen.iter().any(|chosen| chosen == *name)) {
+        match *name {
+            "add" => add::run(&source, &mut report),
+            "get" => get::run(&source, &mut report),
+            "torrent" => torrent::run(&source, &mut report),
+            _ => demo::run(&source, &mut report),
+        }
+    }
+    report.over()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Options, String> {
+        Options::parse(arguments.iter().map(|argument| (*argument).to_owned()))
+    }
+
+    #[test]
+    fn without_names_all_run() {
+        let options = parse(&["--check"]).expect("valid");
+        assert!(options.check);
+        assert_eq!((options.mib, options.chosen.len()), (1024, NAMES.len()));
+    }
+
+    #[test]
+    fn names_choose_and_nonsense_is_refused() {
+        let options = parse(&["get", "--mib", "64"]).expect("valid");
+        assert_eq!(options, Options { check: false, mib: 64, chosen: vec!["get".into()] });
+        assert!(parse(&["--mib"]).is_err());
+        assert!(parse(&["--mib", "0"]).is_err());
+        assert!(parse(&["gets"]).unwrap_err().contains("gets"));
+    }
+}
