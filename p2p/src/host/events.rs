@@ -8,6 +8,7 @@ use super::behaviour::BehaviourEvent;
 use super::driver::{Connection, Driver, send};
 use super::{ConnectError, Direction, dial_text};
 use crate::routing::book::MAX_ADDRESSES;
+use crate::routing::records::MAX_ADDRESS;
 use crate::routing::{scope, unix_now};
 
 /// Longest agent text kept, in bytes.
@@ -150,7 +151,7 @@ impl Driver {
         let told: Vec<Multiaddr> = info
             .listen_addrs
             .into_iter()
-            .filter(|address| scope::usable(address, &through))
+            .filter(|address| address.len() <= MAX_ADDRESS && scope::usable(address, &through))
             .take(MAX_ADDRESSES)
             .collect();
         self.book.lock().add(peer_id, &told, false, unix_now());

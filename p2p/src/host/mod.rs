@@ -309,8 +309,8 @@ impl Host {
         self.ask(|reply| Command::FindPeer(peer, reply)).await.unwrap_or_default()
     }
 
-    /// Asks `peer` over an rpc protocol, connecting to it if needed. `timeout` covers everything. A busy peer, which has
-    /// read nothing, is asked again as long as there is time.
+    /// Asks `peer` over an rpc protocol, connecting to it if needed: by its known addresses, and if these fail, by those
+    /// that the DHT knows. A busy peer, which has read nothing, is asked again. `timeout` covers everything.
     pub async fn call(
         &self,
         peer: PeerId,
@@ -319,11 +319,20 @@ impl Host {
         timeout: Duration,
     ) -> Result<Vec<u8>, RpcError> {
         let late = tokio::time::Instant::now() + timeout;
+        let timed_out = || RpcError::Timeout { peer, protocol, after: timeout };
         let mut pause = BUSY_PAUSE;
+        let mut searched = false;
         loop {
             let attempt = self.call_once(peer, protocol, &request);
             match tokio::time::timeout_at(late, attempt).await {
-                Err(_) => return Err(RpcError::Timeout { peer, protocol, after: timeout }),
+                Err(_) => return Err(timed_out()),
+                Ok(Err(RpcError::Unreachable { .. })) if !searched => {
+                    searched = true;
+                    let search = tokio::time::timeout_at(late, self.connect_peer(peer)).await;
+                    if let Err(error) = search.map_err(|_| timed_out())? {
+                        return Err(RpcError::Unreachable { peer, reason: error.to_string() });
+                    }
+                }
                 Ok(Err(RpcError::Busy { .. })) if tokio::time::Instant::now() + pause < late => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_BUSY_PAUSE);

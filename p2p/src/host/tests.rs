@@ -142,6 +142,32 @@ async fn a_lost_bootstrap_peer_is_reconnected() {
 }
 
 #[tokio::test]
+async fn a_peer_that_moved_is_found_again() {
+    let (hub, _a) = host(1, |_| {}).await;
+    let hub_address = address(&hub).await;
+    let (_, service) = puppet();
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = config(2, store(dir.path()));
+    server.bootstrap = vec![hub_address.clone()];
+    server.rpc = vec![service.clone()];
+    let first = Host::start(server.clone()).await.unwrap();
+    let (client, _b) = host(3, |c| c.bootstrap = vec![hub_address.clone()]).await;
+    client.connect(address(&first).await).await.unwrap();
+    until(&client, |c| c.routing_peers == 2).await;
+    first.shutdown().await;
+    drop((first, server));
+    until(&client, |c| c.peers == 1).await;
+
+    // The same peer on another port.
+    let mut server = config(2, store(dir.path()));
+    server.bootstrap = vec![hub_address];
+    server.rpc = vec![service];
+    let second = Host::start(server).await.unwrap();
+    until(&second, |c| c.routing_peers > 0).await;
+    client.call(second.peer_id(), "/test/puppet/1", b"x".to_vec(), PATIENCE).await.unwrap();
+}
+
+#[tokio::test]
 async fn both_transports_connect_and_bad_dials_say_why() {
     let (server, _a) = host(1, |c| c.listen.push("/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap())).await;
     let (client, _b) = host(2, |_| {}).await;

@@ -38,6 +38,9 @@ pub(crate) const MAX_KEY: usize = 132;
 /// Addresses kept for a provider.
 pub(crate) const MAX_ADDRESSES: usize = 8;
 
+/// Longest address kept, in bytes: a long DNS name, a port, a certificate hash.
+pub(crate) const MAX_ADDRESS: usize = 128;
+
 /// A change to be written to disk: the record's new expiry in Unix seconds, or its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RecordChange {
@@ -156,7 +159,8 @@ impl Records {
         if let Some(held) = self.held_by.get_mut(peer)
             && !addresses.is_empty()
         {
-            held.addresses = addresses.iter().take(MAX_ADDRESSES).cloned().collect();
+            let short = addresses.iter().filter(|address| address.len() <= MAX_ADDRESS);
+            held.addresses = short.take(MAX_ADDRESSES).cloned().collect();
         }
     }
 
