@@ -1,7 +1,7 @@
 //! What the market does, as typed events: logs, the CLI, the demo and tests all read these.
 
 use btfs_ledger::{B256, Btt, PublicKey};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::audit::Verdict;
@@ -10,7 +10,7 @@ use crate::audit::Verdict;
 const BACKLOG: usize = 1024;
 
 /// Something that happened, on either side.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum MarketEvent {
     /// Renter: a host has set space aside.

@@ -18,6 +18,7 @@
 //! - Whoever is away, the other side loses no more than about an epoch's money or data.
 
 pub mod audit;
+mod cid_text;
 pub mod events;
 pub mod host;
 mod market;
@@ -37,7 +38,7 @@ mod tests;
 
 pub use events::{Events, MarketEvent};
 pub use host::{HostService, HostSettings, HostStatus};
-pub use market::{Market, MarketConfig, OpenError, TABLES};
+pub use market::{Market, MarketConfig, OpenError, PROTOCOLS, Protocol, TABLES};
 pub use money::MoneyError;
 pub use ports::{Courier, CourierError, Discovery, PullError, Puller};
 pub use renter::{Quote, RenterService, Spread, StoreRequest, ThingState, ThingStatus};

@@ -12,8 +12,8 @@ use thiserror::Error;
 use crate::events::Events;
 use crate::host::{self, HostError, HostParts, HostService};
 use crate::messages::{
-    self, AUDIT_PROTOCOL, FrameError, MAX_AUDIT_REQUEST, MAX_OFFER_FRAME, MAX_RENTAL_REQUEST, OFFER_PROTOCOL,
-    RENTAL_PROTOCOL, RentalRequest,
+    self, AUDIT_PROTOCOL, FrameError, MAX_AUDIT_REPLY, MAX_AUDIT_REQUEST, MAX_OFFER_FRAME, MAX_RENTAL_REPLY,
+    MAX_RENTAL_REQUEST, OFFER_PROTOCOL, RENTAL_PROTOCOL, RentalRequest,
 };
 use crate::money::Money;
 use crate::ports::{Courier, Discovery, Puller};
@@ -30,6 +30,24 @@ pub const TABLES: [&str; 9] = [
     renter::records::AGREEMENTS.name(),
     renter::records::LISTS.name(),
     renter::records::HOSTS.name(),
+];
+
+/// A protocol that the node serves for the market, with its caps in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocol {
+    /// Its name on the wire.
+    pub name: &'static str,
+    /// Largest request.
+    pub max_request: usize,
+    /// Largest reply.
+    pub max_reply: usize,
+}
+
+/// What [`Market::handle`] answers.
+pub const PROTOCOLS: [Protocol; 3] = [
+    Protocol { name: OFFER_PROTOCOL, max_request: MAX_OFFER_FRAME, max_reply: MAX_OFFER_FRAME },
+    Protocol { name: RENTAL_PROTOCOL, max_request: MAX_RENTAL_REQUEST, max_reply: MAX_RENTAL_REPLY },
+    Protocol { name: AUDIT_PROTOCOL, max_request: MAX_AUDIT_REQUEST, max_reply: MAX_AUDIT_REPLY },
 ];
 
 /// Rounds happen at least this often even when the settlement has no news: reservations run out, unacknowledged
@@ -122,6 +140,11 @@ impl Market {
     /// Settlement time as known here; `None` before the settlement was heard.
     pub fn now(&self) -> Option<u64> {
         self.money.now()
+    }
+
+    /// Whether both sides' work that fell due until settlement time `time` is done.
+    pub fn work_done_through(&self, time: u64) -> bool {
+        self.host.work_done_through(time) && self.renter.work_done_through(time)
     }
 
     /// Answers a request that `peer` sent under one of the market's protocols.

@@ -91,6 +91,8 @@ pub(crate) struct Inner {
     provers: Mutex<prove::Provers>,
     /// One redemption at a time: each reads, calls and records.
     paying: tokio::sync::Mutex<()>,
+    /// Settlement time through which all work is done.
+    worked_through: tokio::sync::watch::Sender<u64>,
 }
 
 /// What the host's status shows of one agreement.
@@ -176,6 +178,7 @@ impl HostService {
             proof_slots: Semaphore::new(MAX_PROOFS),
             provers: Mutex::new(prove::Provers::default()),
             paying: tokio::sync::Mutex::new(()),
+            worked_through: tokio::sync::watch::Sender::new(0),
         })))
     }
 

@@ -23,9 +23,7 @@ impl HostService {
         voucher: Signed<Voucher>,
     ) -> Result<RentalReply, Refusal> {
         let record = self.0.of_renter(peer, id).await?;
-        if !matches!(record.state, HostState::Active | HostState::Closing) {
-            return self.settled_voucher(&record, &voucher);
-        }
+        check_signed(&record)?;
         let checked = VerifiedVoucher::check(voucher, self.0.money.domain(), &record.channel)
             .map_err(|e| Refusal::Voucher(e.to_string()))?;
         // Nothing is released or redeemed between reading the channel and crediting by it.
@@ -34,9 +32,7 @@ impl HostService {
         let credited = self
             .0
             .change(id, move |_, _, r| {
-                if !matches!(r.state, HostState::Active | HostState::Closing) {
-                    return Err(Refusal::WrongState(format!("{:?}", r.state).to_lowercase()));
-                }
+                check_signed(r)?;
                 let last = r.voucher.as_ref().map(|v| &v.document);
                 let credit = vouchers::credit(&r.agreement, last, r.answered, ledger, checked.voucher())
                     .map_err(|e| Refusal::Voucher(e.to_string()))?;
@@ -68,20 +64,6 @@ impl HostService {
         Ok(RentalReply::Acknowledged { amount, epochs })
     }
 
-    /// After the end only what is on record is acknowledged again.
-    fn settled_voucher(&self, r: &HostAgreement, shown: &Signed<Voucher>) -> Result<RentalReply, Refusal> {
-        match &r.voucher {
-            Some(best) if best.document == shown.document => {
-                let (amount, epochs) = (best.document.amount, best.document.epochs);
-                Ok(RentalReply::Acknowledged { amount, epochs })
-            }
-            Some(best) if shown.document.amount < best.document.amount => {
-                Ok(RentalReply::Behind { voucher: best.clone() })
-            }
-            _ => Err(Refusal::WrongState(format!("{:?}", r.state).to_lowercase())),
-        }
-    }
-
     /// Redeems the best voucher of one agreement now (`btfs channel redeem`). Returns what the stream was paid in all.
     pub async fn redeem(&self, id: B256) -> Result<Btt, HostError> {
         self.0.record(id).await?.ok_or(HostError::Unknown(id))?;
@@ -92,6 +74,24 @@ impl HostService {
     pub async fn channel_agreements(&self, channel: B256) -> Result<Vec<(B256, HostAgreement)>, HostError> {
         let all = self.0.all().await?;
         Ok(all.into_iter().filter(|(_, r)| r.channel.id() == channel).collect())
+    }
+}
+
+/// Vouchers are taken from the signature on, also late ones after the end: what was proven is owed.
+fn check_signed(r: &HostAgreement) -> Result<(), Refusal> {
+    match r.state {
+        HostState::Active | HostState::Closing | HostState::Done => Ok(()),
+        state => Err(Refusal::WrongState(format!("{state:?}").to_lowercase())),
+    }
+}
+
+impl HostAgreement {
+    /// What the renter still has to let us have: vouched and not redeemed, or proven and not vouched yet.
+    fn outstanding(&self) -> Btt {
+        let vouched = self.voucher.as_ref().map_or(0, |v| v.document.epochs);
+        let open = self.answered.map_or(0, |a| (a.epoch + 1).saturating_sub(a.from.max(vouched)));
+        let more = self.agreement.epoch_price.checked_mul(u64::from(open)).unwrap_or(Btt::MAX);
+        self.unredeemed().checked_add(more).unwrap_or(Btt::MAX)
     }
 }
 
@@ -152,9 +152,10 @@ impl Inner {
         let mut needed = Btt::ZERO;
         for (k, r) in all.iter().filter(|(_, r)| r.channel.id() == channel) {
             let open = match r.state {
-                HostState::Done | HostState::Failed => r.unredeemed(),
+                HostState::Failed => Btt::ZERO,
+                HostState::Done => r.outstanding(),
                 // This one is finished but for its data; the others keep their whole need.
-                _ if *k == id => r.unredeemed(),
+                _ if *k == id => r.outstanding(),
                 HostState::Reserved | HostState::Received => r.agreement.total_price().unwrap_or(Btt::MAX),
                 _ => r.need(),
             };

@@ -27,24 +27,41 @@ impl HostService {
             Ok(all) => all,
             Err(error) => return tracing::error!(%error, "the host's agreements cannot be read"),
         };
-        let mut freed = Vec::new();
+        let (mut freed, mut done) = (Vec::new(), true);
         for (id, record) in all {
             let size = record.agreement.size;
             match self.0.tick_one(id, record, now).await {
                 Ok(true) => freed.push(MarketEvent::SpaceFreed { id, size }),
                 Ok(false) => {}
                 // Tried again at the next tick; nothing was lost.
-                Err(error) => tracing::warn!(agreement = %id, %error, "a step is put off"),
+                Err(error) => {
+                    done = false;
+                    tracing::warn!(agreement = %id, %error, "a step is put off");
+                }
             }
         }
-        if freed.is_empty() {
-            return;
+        if !freed.is_empty() {
+            match self.0.store.run(|s| s.gc()).await {
+                Ok(_) => freed.into_iter().for_each(|event| self.0.events.send(event)),
+                // What is unpinned goes with the next collection.
+                Err(error) => tracing::warn!(%error, "the space of ended agreements is not collected yet"),
+            }
         }
-        match self.0.store.run(|s| s.gc()).await {
-            Ok(_) => freed.into_iter().for_each(|event| self.0.events.send(event)),
-            // What is unpinned goes with the next collection.
-            Err(error) => tracing::warn!(%error, "the space of ended agreements is not collected yet"),
+        if done {
+            self.0.worked_through.send_modify(|t| *t = now.max(*t));
         }
+    }
+
+    /// Whether all that fell due until settlement time `time` is done: ends, redemptions, freed space. Vouchers that
+    /// renters have yet to send are not waited for.
+    pub fn work_done_through(&self, time: u64) -> bool {
+        *self.0.worked_through.borrow() >= time
+    }
+
+    /// Waits until [`work_done_through`](Self::work_done_through) holds.
+    pub async fn work_done(&self, time: u64) {
+        // The sender lives as long as this service.
+        let _ = self.0.worked_through.subscribe().wait_for(|t| *t >= time).await;
     }
 
     /// Ends an agreement by notice of its renter.
@@ -127,6 +144,11 @@ impl Inner {
                 Ok(false)
             }
             HostState::Closing => self.closing(id, now).await,
+            HostState::Done if r.unredeemed() > btfs_ledger::Btt::ZERO => {
+                self.redeem(id).await?;
+                self.release_rest(id).await?;
+                Ok(false)
+            }
             HostState::Done | HostState::Failed => Ok(false),
         }
     }

@@ -47,8 +47,7 @@ impl RenterService {
             Ok(all) => all,
             Err(error) => return tracing::error!(%error, "the renter's agreements cannot be read"),
         };
-        let running =
-            all.into_iter().filter(|(_, r)| matches!(r.state, RenterState::Active | RenterState::Closing));
+        let running = all.into_iter().filter(|(_, r)| has_work(r, now));
         let left: Vec<Left> = futures::stream::iter(running)
             .map(|(id, _)| {
                 let inner = self.0.clone();
@@ -342,6 +341,18 @@ impl Inner {
             Ok(())
         })
         .await
+    }
+}
+
+/// Whether an agreement may need something: it runs, or its last voucher has not arrived and still can be paid.
+fn has_work(r: &RenterAgreement, now: u64) -> bool {
+    match r.state {
+        RenterState::Active | RenterState::Closing => true,
+        RenterState::Done => {
+            let unheard = r.voucher.is_some() && !r.acknowledged;
+            unheard && now < r.schedule().data_until().saturating_add(u64::from(r.channel.window))
+        }
+        _ => false,
     }
 }
 

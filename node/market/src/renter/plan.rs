@@ -37,20 +37,27 @@ const PRESETS: [(usize, u8, u8); 3] = [(40, 10, 20), (16, 4, 8), (6, 2, 4)];
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StoreRequest {
     /// Root of the content, all of it on this node.
+    #[serde(with = "crate::cid_text")]
     pub root: Cid,
     /// What the user calls it.
+    #[serde(default)]
     pub name: Option<String>,
     /// `(k, m)`; by the number of usable hosts if not given.
+    #[serde(default)]
     pub redundancy: Option<(u8, u8)>,
     /// Whole copies instead of coding.
+    #[serde(default)]
     pub copies: Option<u8>,
     /// More hosts that hold all of coded content, for plain IPFS and BitTorrent clients.
+    #[serde(default)]
     pub anchors: u8,
     /// Epochs to pay for.
     pub epochs: u32,
     /// Seconds per epoch; a day if not given.
+    #[serde(default)]
     pub epoch_length: Option<u32>,
     /// Most to pay for a GiB-day.
+    #[serde(default)]
     pub max_price: Option<Btt>,
 }
 
@@ -79,8 +86,10 @@ pub struct Quote {
     /// Names the quote for [`RenterService::accept`].
     pub id: String,
     /// Root of the content.
+    #[serde(with = "crate::cid_text")]
     pub root: Cid,
     /// The layout; none for copies.
+    #[serde(with = "crate::cid_text::option", default)]
     pub layout: Option<Cid>,
     /// How it would be spread.
     pub spread: Spread,

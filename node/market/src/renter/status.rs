@@ -59,8 +59,10 @@ pub struct ThingStatus {
     /// Its id.
     pub id: B256,
     /// Root of the content.
+    #[serde(with = "crate::cid_text")]
     pub root: Cid,
     /// The layout; none for copies.
+    #[serde(with = "crate::cid_text::option", default)]
     pub layout: Option<Cid>,
     /// What the user calls it.
     pub name: Option<String>,

@@ -7,7 +7,7 @@ use super::world::{World, btt};
 use crate::events::MarketEvent;
 use crate::host::HostSettings;
 use crate::messages::AuditRequest;
-use crate::renter::{Spread, ThingState};
+use crate::renter::{Spread, ThingState, ThingStatus};
 use crate::states::{HostState, RenterState};
 
 #[test]
@@ -135,7 +135,13 @@ fn before_the_first_proof_nothing_is_owed() {
     world.rent_out(1..2);
     let root = world.add(0, 300_000);
     let id = world.store_and_wait(0, World::order(root, 30, None, Some(1)));
-    let place = world.status(0, id).places.remove(0);
+    let status = world.status(0, id);
+    // What the API shows is text for people and reads back.
+    let shown = serde_json::to_value(&status).unwrap();
+    assert_eq!(shown["root"], root.to_string());
+    assert_eq!(shown["places"][0]["earned_btt"], "0");
+    assert_eq!(serde_json::from_value::<ThingStatus>(shown).unwrap().id, id);
+    let place = &status.places[0];
     assert_eq!(place.earned_btt, Btt::ZERO);
     // All blocks of the list are at the host, pinned for the agreement.
     let store = world.store(1);
