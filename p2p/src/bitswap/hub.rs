@@ -1,7 +1,7 @@
 //! What the handles, the behaviour and the peers' tasks share.
 //!
-//! Locks, in the order in which they may be nested: none. Each is taken alone and held for a few map operations;
-//! the client's events are acted upon after its lock is free again.
+//! Locks are held for a few map operations. The map of links is taken before a link's connections or the traffic
+//! ledgers; every other lock is taken alone. The client's events are acted upon after its lock is free again.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -235,25 +235,25 @@ impl Hub {
             add(&traffic.blocks_received, 1);
             add(&traffic.bytes_received, data.len());
         }
-        let (verdict, waiters) = self.with_desk(|desk| {
+        let waiters: Vec<Waiter> = self.with_desk(|desk| {
             let verdict = desk.client.on_block(from.peer, key, Instant::now());
-            let waiters: Vec<Waiter> = match &verdict {
+            // Counted before anyone can learn of it.
+            match verdict {
                 Verdict::Wanted(tickets) => tickets.iter().filter_map(|t| desk.waiters.remove(t)).collect(),
-                Verdict::Duplicate | Verdict::Unrequested => Vec::new(),
-            };
-            (verdict, waiters)
+                Verdict::Duplicate => {
+                    add(&self.stats.duplicate_blocks, 1);
+                    add(&self.stats.duplicate_bytes, data.len());
+                    Vec::new()
+                }
+                Verdict::Unrequested => {
+                    add(&self.stats.unrequested_blocks, 1);
+                    Vec::new()
+                }
+            }
         });
         for waiter in waiters {
             // A waiter that is gone does not mind.
             let _ = waiter.send(Ok(data.clone()));
-        }
-        match verdict {
-            Verdict::Wanted(_) => {}
-            Verdict::Duplicate => {
-                add(&self.stats.duplicate_blocks, 1);
-                add(&self.stats.duplicate_bytes, data.len());
-            }
-            Verdict::Unrequested => add(&self.stats.unrequested_blocks, 1),
         }
     }
 

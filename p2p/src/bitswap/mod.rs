@@ -46,7 +46,7 @@ mod wire;
 pub use behaviour::Behaviour;
 pub use handle::{Bitswap, FetchError, Session};
 pub use handler::{Handler, Offered, OpenError, Upgrade};
-pub use source::{BlockReader, PooledReader, ReadJob};
+pub use source::{BlockReader, ReadJob};
 pub use stats::{BitswapStats, PeerTraffic};
 
 use wire::WantKind;

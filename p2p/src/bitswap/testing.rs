@@ -1,13 +1,16 @@
-//! A block source in memory, for the tests of this folder.
+//! Blocks in memory and a reader of them, for the tests of this folder.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use btfs_storage::hash::{RAW, cid_v1};
 use btfs_storage::{BlockSource, StoreError};
 use bytes::Bytes;
 use cid::Cid;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
+use super::source::{BlockReader, ReadJob};
 use super::wire::Key;
 
 /// Blocks by multihash, some of which fail to read.
@@ -46,5 +49,15 @@ impl BlockSource for MemBlocks {
 
     fn block_size(&self, cid: &Cid) -> Result<Option<u64>, StoreError> {
         Ok(self.blocks.lock().get(cid.hash()).map(|data| data.len() as u64))
+    }
+}
+
+/// Reads on the runtime's blocking threads.
+pub struct MemReader(pub Arc<MemBlocks>);
+
+impl BlockReader for MemReader {
+    fn read(&self, job: ReadJob) -> BoxFuture<'static, ()> {
+        let source = self.0.clone();
+        Box::pin(async move { tokio::task::spawn_blocking(move || job(&*source)).await.unwrap() })
     }
 }

@@ -16,8 +16,8 @@ use libp2p::{Multiaddr, PeerId, SwarmBuilder, noise, tcp, yamux};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::testing::MemBlocks;
-use super::{Bitswap, FetchError, PooledReader, Session};
+use super::testing::{MemBlocks, MemReader};
+use super::{Bitswap, FetchError, Session};
 use crate::ServePolicy;
 
 /// Nothing here takes that long; a test that hangs fails instead.
@@ -138,7 +138,7 @@ struct Node {
 impl Node {
     async fn start() -> Node {
         let (blocks, policy) = (Arc::new(MemBlocks::default()), Arc::new(Policy::default()));
-        let reader = Arc::new(PooledReader::new(blocks.clone(), 2));
+        let reader = Arc::new(MemReader(blocks.clone()));
         let (bitswap, behaviour) = Bitswap::new(reader, policy.clone());
         Node { swarm: Swarming::start(behaviour).await, bitswap, blocks, policy }
     }
