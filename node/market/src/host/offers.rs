@@ -2,8 +2,9 @@
 
 use btfs_ledger::B256;
 use btfs_ledger::typed::{Document, Offer, Signed};
+use btfs_storage::Store;
 
-use super::{HostService, internal, records, used_bytes};
+use super::{HostService, Inner, internal, records, used_bytes};
 use crate::messages::{OfferReply, OfferRequest, Refusal};
 
 /// Seconds that an offer stands, on the settlement's clock: long enough to place a large thing on it.
@@ -52,45 +53,8 @@ impl HostService {
             expires: now.saturating_add(OFFER_LIFE),
         };
         let inner = self.0.clone();
-        self.0
-            .store
-            .run(move |s| {
-                let _one = inner.write.lock();
-                let db = s.state();
-                let mut batch = db.batch();
-                let mut standing = Vec::new();
-                for record in db.scan(&records::OFFERS, &[]) {
-                    let (key, offer) = record.map_err(internal)?;
-                    if offer.document.expires <= now {
-                        batch.delete(&records::OFFERS, &key).map_err(internal)?;
-                    } else {
-                        standing.push(offer);
-                    }
-                }
-                let good = |o: &Signed<Offer>| {
-                    let o = &o.document;
-                    let close = o.free.abs_diff(wanted.free) <= settings.capacity / FREE_STEPS;
-                    let same = Offer { expires: wanted.expires, free: wanted.free, ..o.clone() } == wanted;
-                    o.expires > now + OFFER_SPARE && close && same
-                };
-                let offer = match standing.iter().find(|o| good(o)) {
-                    Some(offer) => offer.clone(),
-                    None if standing.len() >= MAX_OFFERS => {
-                        return Err(Refusal::Rate("too many offers were made in two days".into()));
-                    }
-                    None => {
-                        let offer = Signed::sign(wanted, inner.money.domain(), &inner.key);
-                        let digest = offer.document.digest(inner.money.domain());
-                        batch.put(&records::OFFERS, &digest.0, &offer).map_err(internal)?;
-                        offer
-                    }
-                };
-                if !batch.is_empty() {
-                    db.commit(batch).map_err(internal)?;
-                }
-                Ok(Some(offer))
-            })
-            .await
+        let spare = settings.capacity / FREE_STEPS;
+        self.0.store.run(move |s| inner.stand_by(s, wanted, now, spare)).await.map(Some)
     }
 
     /// The offer that a draft names, if it still stands.
@@ -99,5 +63,45 @@ impl HostService {
         let found =
             self.0.store.run(move |s| s.state().get(&records::OFFERS, &digest.0)).await.map_err(internal)?;
         found.map(|o| o.document).filter(|o| o.expires > now).ok_or(Refusal::StaleOffer)
+    }
+}
+
+impl Inner {
+    /// A standing offer that says the same as `wanted` but for `spare` bytes of space, or a new one.
+    fn stand_by(&self, s: &Store, wanted: Offer, now: u64, spare: u64) -> Result<Signed<Offer>, Refusal> {
+        let _one = self.write.lock();
+        let db = s.state();
+        let mut batch = db.batch();
+        let mut standing = Vec::new();
+        for record in db.scan(&records::OFFERS, &[]) {
+            let (key, offer) = record.map_err(internal)?;
+            if offer.document.expires <= now {
+                batch.delete(&records::OFFERS, &key).map_err(internal)?;
+            } else {
+                standing.push(offer);
+            }
+        }
+        let good = |o: &&Signed<Offer>| {
+            let o = &o.document;
+            let same = Offer { expires: wanted.expires, free: wanted.free, ..o.clone() } == wanted;
+            same && o.expires > now + OFFER_SPARE && o.free.abs_diff(wanted.free) <= spare
+        };
+        let found = standing.iter().find(good).cloned();
+        if found.is_none() && standing.len() >= MAX_OFFERS {
+            return Err(Refusal::Rate("too many offers were made in two days".into()));
+        }
+        let offer = match found {
+            Some(offer) => offer,
+            None => {
+                let offer = Signed::sign(wanted, self.money.domain(), &self.key);
+                let digest = offer.document.digest(self.money.domain());
+                batch.put(&records::OFFERS, &digest.0, &offer).map_err(internal)?;
+                offer
+            }
+        };
+        if !batch.is_empty() {
+            db.commit(batch).map_err(internal)?;
+        }
+        Ok(offer)
     }
 }

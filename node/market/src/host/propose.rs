@@ -147,22 +147,7 @@ impl HostService {
                     .map_err(internal)?;
                 check_space(&all, peer, draft.size, capacity)?;
                 let until = reserved_until(draft.size);
-                let record = HostAgreement {
-                    state: HostState::Reserved,
-                    reason: None,
-                    renter: peer,
-                    channel: proposal.channel,
-                    agreement: draft.clone(),
-                    reserved_until: until,
-                    renter_signature: None,
-                    host_signature: None,
-                    voucher: None,
-                    answered: None,
-                    audits: (0, 0),
-                    proven: 0,
-                    paid: btfs_ledger::Btt::ZERO,
-                    ends: None,
-                };
+                let record = reserved(peer, &proposal, until);
                 let mut batch = db.batch();
                 batch.put(&records::AGREEMENTS, &draft.id.0, &record).map_err(internal)?;
                 pages::put(&mut batch, &records::LISTS, draft.id, &list).map_err(internal)?;
@@ -182,6 +167,26 @@ impl HostService {
                 Ok(RentalReply::Reserved { until })
             })
             .await
+    }
+}
+
+/// The record of a new agreement.
+fn reserved(renter: PublicKey, proposal: &Proposal, reserved_until: u64) -> HostAgreement {
+    HostAgreement {
+        state: HostState::Reserved,
+        reason: None,
+        renter,
+        channel: proposal.channel,
+        agreement: proposal.draft.clone(),
+        reserved_until,
+        renter_signature: None,
+        host_signature: None,
+        voucher: None,
+        answered: None,
+        audits: (0, 0),
+        proven: 0,
+        paid: btfs_ledger::Btt::ZERO,
+        ends: None,
     }
 }
 

@@ -5,15 +5,17 @@
 //! simply asks until the answer is `Received`. The list is pinned since it was accepted, so a pull that breaks off
 //! leaves its blocks for the next one, until the reservation ends.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use btfs_ledger::{B256, Btt, PublicKey};
-use btfs_storage::blocklist::BlockList;
+use btfs_storage::blocklist::{BlockList, BlockRef};
 use btfs_storage::proof::ProofTree;
-use btfs_storage::{BlockSource, Bytes, Cid, Class, Ingest};
+use btfs_storage::{BlockSource, Bytes, Cid, Class, Ingest, Store};
 use futures::StreamExt;
+use multihash::Multihash;
 use tokio::sync::watch;
 
 use super::propose::reserved_until;
@@ -30,6 +32,7 @@ const WRITE_BEHIND: usize = 4 << 20;
 /// How long one `deliver` waits for the end of the pull.
 const DELIVER_WAIT: Duration = Duration::from_secs(10);
 
+type Missing = HashMap<Multihash<64>, BlockRef>;
 type Outcome = Option<Result<(), Refusal>>;
 
 /// A pull under way.
@@ -173,22 +176,7 @@ impl Inner {
     ) -> Result<Ingest, Refusal> {
         let held = list.clone();
         let promise = pin_id(record.agreement.id);
-        let (mut ingest, mut missing) = self
-            .store
-            .run(move |s| {
-                let mut ingest = s.ingest_reserved(Class::Hosted, &promise).map_err(internal)?;
-                let mut missing = std::collections::HashMap::new();
-                for entry in held.entries() {
-                    if s.block_size(&entry.cid).map_err(internal)? == Some(u64::from(entry.size))
-                        && ingest.keep(&entry.cid).map_err(internal)?
-                    {
-                        continue;
-                    }
-                    missing.insert(*entry.cid.hash(), *entry);
-                }
-                Ok((ingest, missing))
-            })
-            .await?;
+        let (mut ingest, mut missing) = self.store.run(move |s| begin(s, &promise, &held)).await?;
         let absent: u64 = missing.values().map(|e| u64::from(e.size)).sum();
         count.store(list.size() - absent, Ordering::Relaxed);
         if missing.is_empty() {
@@ -262,4 +250,17 @@ impl Inner {
         })
         .await
     }
+}
+
+/// An ingest that relies on the blocks of the list that are here, and the entries that are not, by hash.
+fn begin(s: &Store, promise: &str, list: &BlockList) -> Result<(Ingest, Missing), Refusal> {
+    let mut ingest = s.ingest_reserved(Class::Hosted, promise).map_err(internal)?;
+    let mut missing = Missing::new();
+    for entry in list.entries() {
+        let here = s.block_size(&entry.cid).map_err(internal)? == Some(u64::from(entry.size));
+        if !here || !ingest.keep(&entry.cid).map_err(internal)? {
+            missing.insert(*entry.cid.hash(), *entry);
+        }
+    }
+    Ok((ingest, missing))
 }

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use btfs_ledger::typed::{ChannelTerms, Document, Offer, Signed};
+use btfs_ledger::typed::{Agreement, ChannelTerms, Document, Offer, Signed};
 use btfs_ledger::{B256, Btt, PublicKey};
 use btfs_storage::blocklist::BlockList;
 use btfs_storage::proof::ProofTree;
@@ -211,26 +211,7 @@ impl Inner {
         let agreement_id = B256::from(rand::rng().random::<[u8; 32]>());
         let digest = offer.document.digest(self.money.domain());
         let agreement = terms::draft(&offer.document, digest, &channel, agreement_id, &wish)?;
-        let record = RenterAgreement {
-            state: RenterState::Draft,
-            reason: None,
-            host,
-            thing: id,
-            slot: slot as u32,
-            channel,
-            agreement,
-            signature: None,
-            host_signature: None,
-            voucher: None,
-            acknowledged: false,
-            next: 0,
-            days: String::new(),
-            verdict: None,
-            paid: Btt::ZERO,
-            ends: None,
-            notice_heard: false,
-            refunded: false,
-        };
+        let record = drafted(id, slot, host, channel, agreement);
         self.write(move |s, batch| {
             let found = s.state().get(&records::THINGS, &id.0)?;
             let mut thing = found.ok_or_else(|| RentError::Unknown(id.to_string()))?;
@@ -472,7 +453,7 @@ impl Inner {
         self: &Arc<Self>,
         id: B256,
         r: &RenterAgreement,
-        answer: Signed<btfs_ledger::typed::Agreement>,
+        answer: Signed<Agreement>,
     ) -> Result<(), RentError> {
         if !terms::same_but_start(&r.agreement, &answer.document) {
             return Err(RentError::Protocol("it signed another agreement".into()));
@@ -502,6 +483,36 @@ impl Inner {
         self.events.send(MarketEvent::Active { id, peer: r.host, start, size, epoch_price });
         self.changed.notify_one();
         Ok(())
+    }
+}
+
+/// The record of a new agreement.
+fn drafted(
+    thing: B256,
+    slot: usize,
+    host: PublicKey,
+    channel: ChannelTerms,
+    agreement: Agreement,
+) -> RenterAgreement {
+    RenterAgreement {
+        state: RenterState::Draft,
+        reason: None,
+        host,
+        thing,
+        slot: slot as u32,
+        channel,
+        agreement,
+        signature: None,
+        host_signature: None,
+        voucher: None,
+        acknowledged: false,
+        next: 0,
+        days: String::new(),
+        verdict: None,
+        paid: Btt::ZERO,
+        ends: None,
+        notice_heard: false,
+        refunded: false,
     }
 }
 

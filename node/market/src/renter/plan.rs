@@ -186,22 +186,12 @@ impl RenterService {
             yearly_loss: score::yearly_loss(needed, laid.spread.hosts() as u32),
             term_loss: score::term_loss(needed, laid.spread.hosts() as u32, term),
             note: laid.note,
-            id: id.clone(),
+            id,
             hosts,
         };
-        let prepared = Prepared {
-            quote: quote.clone(),
-            lists: laid.lists,
-            max_price: request.max_price,
-            name: request.name,
-            made: wall_clock(),
-        };
-        let mut quotes = self.0.quotes.lock();
-        quotes.retain(|_, p| p.made + QUOTE_LIFE > wall_clock());
-        if quotes.len() >= MAX_QUOTES {
-            return Err(RentError::Request("too many quotes wait for an answer; try again later".into()));
-        }
-        quotes.insert(id, prepared);
+        let (lists, max_price, name) = (laid.lists, request.max_price, request.name);
+        let made = wall_clock();
+        self.0.keep_quote(Prepared { quote: quote.clone(), lists, max_price, name, made })?;
         Ok(quote)
     }
 
@@ -388,6 +378,17 @@ fn price_hosts(laid: &Laid, chosen: &Chosen, epochs: u32, length: u32) -> Result
 }
 
 impl Inner {
+    /// Keeps a quote until it is accepted or too old.
+    fn keep_quote(&self, prepared: Prepared) -> Result<(), RentError> {
+        let mut quotes = self.quotes.lock();
+        quotes.retain(|_, p| p.made + QUOTE_LIFE > wall_clock());
+        if quotes.len() >= MAX_QUOTES {
+            return Err(RentError::Request("too many quotes wait for an answer; try again later".into()));
+        }
+        quotes.insert(prepared.quote.id.clone(), prepared);
+        Ok(())
+    }
+
     /// How many hosts fit a need.
     fn usable(&self, survey: &Survey, need: &Need) -> usize {
         let lines = survey.hosts.iter().map(|(peer, r)| self.line(*peer, r, need, survey.typical_price));

@@ -8,12 +8,16 @@ use crate::states::RenterState;
 /// Days of the short agreement.
 const DAYS: u32 = 3;
 
-/// Runs one agreement to its end with one crash at message `at`; false if the sequence has fewer messages.
-fn run(at: u64, cut: Cut) -> bool {
+/// Runs one agreement to its end with one crash at message (or call to the settlement) `at`; false if the sequence
+/// has fewer.
+fn run(at: u64, cut: Cut, call: bool) -> bool {
     let world = World::new(2);
     world.rent_out(1..2);
     let root = world.add(0, 300_000);
-    world.wire.cut_at(at, cut);
+    match call {
+        false => world.wire.cut_at(at, cut),
+        true => world.wire.cut_call_at(at, cut),
+    }
     let order = World::order(root, DAYS, None, Some(1));
     // The order may die with the renter before it was accepted; then it is simply given again.
     let id = loop {
@@ -36,21 +40,36 @@ fn run(at: u64, cut: Cut) -> bool {
     world.check_supply();
     for _ in 0..DAYS {
         let time = world.ledger.step(DAY).unwrap().time;
-        loop {
-            let renter = world.market(0).renter().clone();
-            if world.ride(0, async move { renter.work_done(time).await }).is_some() {
-                break;
-            }
-        }
+        ride_to(&world, 0, time);
         world.check_supply();
+    }
+    if !call {
+        world.wire.no_cut();
+    }
+    // Redeeming and releasing fall into these days.
+    for _ in 0..3 {
+        let time = world.ledger.step(DAY).unwrap().time;
+        ride_to(&world, 0, time);
+        ride_to(&world, 1, time);
     }
     let fell = world.wire.fallen().is_some();
     world.wire.no_cut();
-    world.ride(0, async {});
-    world.day(0);
-    world.day(0);
-    check_end(&world, id, &format!("message {at}, {cut:?}"));
+    check_end(&world, id, &format!("{} {at}, {cut:?}", if call { "call" } else { "message" }));
     fell
+}
+
+/// Rides until a node's own work through `time` is done.
+fn ride_to(world: &World, i: usize, time: u64) {
+    loop {
+        world.ride(i, async {});
+        let market = world.market(i);
+        let done = async move {
+            if i == 0 { market.renter().work_done(time).await } else { market.host().work_done(time).await }
+        };
+        if world.ride(i, done).is_some() {
+            return;
+        }
+    }
 }
 
 /// Every day is either paid or on record as unpaid, by both sides and the ledger alike, and all money is accounted for.
@@ -82,7 +101,7 @@ fn check_end(world: &World, id: btfs_ledger::B256, what: &str) {
 
 fn every_message(cut: Cut) {
     let mut at = 0;
-    while run(at, cut) {
+    while run(at, cut, false) {
         at += 1;
     }
     // Offer, propose, deliver, sign and three days of audit and voucher.
@@ -102,4 +121,16 @@ fn the_host_dies_before_its_answer_is_out() {
 #[test]
 fn the_renter_dies_before_it_hears_the_answer() {
     every_message(Cut::ClientAfter);
+}
+
+#[test]
+fn whoever_calls_the_settlement_dies_before_or_after_the_call() {
+    for cut in [Cut::ServerBefore, Cut::ServerAfter] {
+        let mut at = 0;
+        while run(at, cut, true) {
+            at += 1;
+        }
+        // Lock, redeem, release.
+        assert!(at >= 3, "only {at} calls were cut");
+    }
 }

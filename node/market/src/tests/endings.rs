@@ -3,7 +3,7 @@
 use btfs_ledger::Btt;
 use btfs_storage::BlockSource;
 
-use super::world::{World, btt};
+use super::world::{DAY, World, btt};
 use crate::events::MarketEvent;
 use crate::host::HostSettings;
 use crate::messages::AuditRequest;
@@ -147,4 +147,58 @@ fn before_the_first_proof_nothing_is_owed() {
     let store = world.store(1);
     assert!(store.has(&root).unwrap());
     assert_eq!(store.pins_with_prefix("agreement:").unwrap().len(), 1);
+}
+
+#[test]
+fn a_long_list_travels_in_pages() {
+    let world = World::new(2);
+    world.rent_out(1..2);
+    let files = tempfile::tempdir().unwrap();
+    for i in 0..7000 {
+        std::fs::write(files.path().join(format!("file-{i}")), format!("content {i}")).unwrap();
+    }
+    let root = world.add_path(0, files.path());
+    let id = world.store_and_wait(0, World::order(root, 2, None, Some(1)));
+    world.day(0);
+    let place = world.status(0, id).places.remove(0);
+    assert_eq!(place.days, "P");
+    assert!(world.store(0).stat().unwrap().blocks as usize * 41 > crate::messages::LIST_PAGE);
+}
+
+#[test]
+fn elsewhere_audits_wait_silence_is_asked_again_and_expiry_waits_for_the_clocks() {
+    let world = World::with(3, false);
+    world.rent_out(1..3);
+    let root = world.add(0, 300_000);
+    let id = world.store_and_wait(0, World::order(root, 2, None, Some(2)));
+    let silent = (1..3).find(|i| world.nodes[*i].key.public() == world.status(0, id).places[0].peer).unwrap();
+    world.kill(silent);
+    let renter = world.market(0).renter().clone();
+    let tick = |seconds| {
+        let now = world.ledger.step(seconds).unwrap().time;
+        let renter = renter.clone();
+        world.on(0, async move { renter.tick(now).await });
+        let place = |column| world.status(0, id).places[column as usize].days.clone();
+        (place(0), place(1))
+    };
+    // Half an epoch later the random moment has come for sure; only then is silence final.
+    tick(DAY);
+    let (early, _) = tick(DAY / 4);
+    assert_eq!(early, "", "silence is not judged before the first half of the next epoch is over");
+    let (late, good) = tick(DAY / 4 + 1);
+    assert_eq!((late.as_str(), good.as_str()), ("O", "P"));
+    // The term ends; wall clock and settlement clock are days apart, so nothing is deleted.
+    tick(DAY);
+    tick(DAY);
+    let present = 3 - silent;
+    let host = world.market(present).host().clone();
+    let now = world.ledger.now();
+    let shown = world.on(present, async move {
+        host.tick(now).await;
+        host.status().await.unwrap()
+    });
+    assert_eq!(shown.agreements[0].state, HostState::Closing);
+    assert!(world.store(present).has(&root).unwrap());
+    assert_eq!(shown.agreements[0].redeemed_btt, shown.agreements[0].earned_btt);
+    world.check_supply();
 }

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::runtime::{Handle, Runtime};
 
+use super::line::Line;
 use crate::host::HostSettings;
 use crate::market::{Market, MarketConfig, TABLES};
 use crate::ports::{Courier, CourierError, Discovery, PullError, Puller};
@@ -56,6 +57,9 @@ pub struct Wire {
 struct Plan {
     messages: u64,
     cut: Option<(u64, Cut)>,
+    /// Calls to the settlement so far, and the cut that is to come there.
+    calls: u64,
+    call_cut: Option<(u64, Cut)>,
     /// The node that went down by the cut.
     fell: Option<PublicKey>,
     /// Whoever waits for news.
@@ -78,12 +82,18 @@ struct Live {
 impl Wire {
     /// Plans a cut at message number `at`, counted from now.
     pub fn cut_at(&self, at: u64, cut: Cut) {
-        *self.plan.lock() = Plan { messages: 0, cut: Some((at, cut)), fell: None, tell: None };
+        *self.plan.lock() = Plan { cut: Some((at, cut)), ..Plan::default() };
+    }
+
+    /// Plans a cut at call number `at` to the settlement: its caller dies.
+    pub fn cut_call_at(&self, at: u64, cut: Cut) {
+        *self.plan.lock() = Plan { call_cut: Some((at, cut)), ..Plan::default() };
     }
 
     /// Forgets a cut that did not come.
     pub fn no_cut(&self) {
-        self.plan.lock().cut = None;
+        let mut plan = self.plan.lock();
+        (plan.cut, plan.call_cut) = (None, None);
     }
 
     /// The node that went down, if the cut came.
@@ -111,7 +121,21 @@ impl Wire {
         }
     }
 
-    fn fell(&self, key: &PublicKey) {
+    /// The cut of the call that is made now, if it is planned.
+    pub fn next_call_cut(&self) -> Option<Cut> {
+        let mut plan = self.plan.lock();
+        plan.calls += 1;
+        match plan.call_cut {
+            Some((at, cut)) if at + 1 == plan.calls => {
+                plan.call_cut = None;
+                Some(cut)
+            }
+            _ => None,
+        }
+    }
+
+    /// A node dies by a cut.
+    pub fn fell(&self, key: &PublicKey) {
         self.kill(key);
         let mut plan = self.plan.lock();
         plan.fell = Some(*key);
@@ -218,6 +242,8 @@ pub struct World {
     pub wire: Arc<Wire>,
     pub ledger: Arc<Ledger>,
     pub nodes: Vec<Node>,
+    /// Whether the nodes take the network for a local one. Its clock can be stepped either way.
+    local: bool,
     _dir: TempDir,
 }
 
@@ -233,6 +259,11 @@ fn key(n: u8) -> SecretKey {
 impl World {
     /// A ledger and `n` nodes with 1000 BTT each, all up.
     pub fn new(n: u8) -> World {
+        World::with(n, true)
+    }
+
+    /// The same, the nodes taking the network for local or not.
+    pub fn with(n: u8, local: bool) -> World {
         let dir = tempfile::tempdir().unwrap();
         let db = StateDb::open(dir.path(), &btfs_ledger::embedded::TABLES).unwrap();
         let accounts = (1..=n).map(|i| (key(i).address(), btt(1000)));
@@ -241,7 +272,7 @@ impl World {
         let ledger = Arc::new(Ledger::create(db, genesis, options).unwrap());
         let node = |i| Node { key: key(i), dir: tempfile::tempdir().unwrap() };
         let nodes = (1..=n).map(node).collect();
-        let world = World { wire: Arc::default(), ledger, nodes, _dir: dir };
+        let world = World { wire: Arc::default(), ledger, nodes, local, _dir: dir };
         for i in 0..usize::from(n) {
             world.start(i);
         }
@@ -259,13 +290,14 @@ impl World {
             Live { handle: runtime.handle().clone(), market: None, store: store.clone(), runtime: None };
         self.wire.nodes.lock().insert(me, live);
         let end = Arc::new(End { wire: self.wire.clone(), me });
-        let settlement = Arc::new(LocalLedger::new(self.ledger.clone()));
+        let ledger = LocalLedger::new(self.ledger.clone());
+        let settlement = Arc::new(Line { wire: self.wire.clone(), me, ledger });
         let config = MarketConfig {
             wallet: Wallet::new(store.state().clone(), node.key.clone(), settlement.clone()),
             settlement,
             store,
             key: node.key.clone(),
-            local: true,
+            local: self.local,
             courier: end.clone(),
             puller: end.clone(),
             discovery: end,
@@ -376,12 +408,16 @@ impl World {
         rand::rngs::StdRng::seed_from_u64(size as u64).fill(&mut bytes[..]);
         let mut ingest = store.ingest(Class::Own).unwrap();
         let got = import::import_reader(&bytes[..], &Profile::V1_2025, &mut ingest, &mut |_| {}).unwrap();
-        let mut batch = store.state().batch();
-        let (id, kind) = (format!("own:{}", got.root).into(), PinKind::Recursive);
-        let pin = Pin { id, kind, root: got.root, class: Class::Own, name: None, expires: None };
-        store.pin(&mut batch, &pin).unwrap();
-        ingest.finish(batch).unwrap();
-        got.root
+        pin(&store, ingest, got.root)
+    }
+
+    /// Adds a directory to node `i` and pins it.
+    pub fn add_path(&self, i: usize, path: &std::path::Path) -> Cid {
+        let store = self.store(i);
+        let mut ingest = store.ingest(Class::Own).unwrap();
+        let options = import::ImportOptions::default();
+        let got = import::import_path(path, &Profile::V1_2025, &options, &mut ingest, &mut |_| {}).unwrap();
+        pin(&store, ingest, got.root)
     }
 
     /// An order for `root` over `epochs` days.
@@ -449,6 +485,15 @@ impl World {
     pub fn balance(&self, i: usize) -> Btt {
         self.ledger.account(&self.nodes[i].key.address()).unwrap().balance
     }
+}
+
+/// Ends an import and pins its root.
+fn pin(store: &Store, ingest: btfs_storage::Ingest, root: Cid) -> Cid {
+    let mut batch = store.state().batch();
+    let (id, kind) = (format!("own:{root}").into(), PinKind::Recursive);
+    store.pin(&mut batch, &Pin { id, kind, root, class: Class::Own, name: None, expires: None }).unwrap();
+    ingest.finish(batch).unwrap();
+    root
 }
 
 /// Opens a node's repo; a killed node's last threads may hold it for a moment.
