@@ -25,6 +25,11 @@ pub const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 pub const SLOW_ANSWER: Duration = Duration::from_millis(1500);
 /// Attempts after a timeout, each with a fresh nonce.
 pub const RETRIES: u32 = 3;
+/// Attempts after no connection: one may have broken at this moment, more would only wait for nobody.
+pub const REDIALS: u32 = 1;
+/// How long a host that was silent last time may take to show that it is back, in a network declared local. Elsewhere
+/// it has [`ANSWER_DEADLINE`].
+pub const LOCAL_PROBE: Duration = Duration::from_secs(2);
 /// Audits a host answers per agreement and epoch: the first and its retries.
 pub const AUDITS_PER_EPOCH: u32 = 1 + RETRIES;
 

@@ -15,8 +15,8 @@ use rand::RngExt;
 
 use super::records::RenterAgreement;
 use super::tripwire::remember;
-use super::{Inner, RentError, RenterService, unexpected};
-use crate::audit::{self, ANSWER_DEADLINE, RETRIES, SLOW_ANSWER, Verdict};
+use super::{Inner, QUICK_ANSWER, RentError, RenterService, unexpected};
+use crate::audit::{self, ANSWER_DEADLINE, LOCAL_PROBE, REDIALS, RETRIES, SLOW_ANSWER, Verdict};
 use crate::events::MarketEvent;
 use crate::messages::{
     AUDIT_PROTOCOL, AuditRequest, MAX_AUDIT_REPLY, RentalReply, RentalRequest, decode, encode,
@@ -108,7 +108,9 @@ impl Inner {
         if r.ends.is_some() && !r.notice_heard {
             self.send_notice(id, &r).await?;
         }
-        if !r.acknowledged {
+        // A host that was just silent is paid when it answers again.
+        let away = r.state == RenterState::Active && r.verdict.as_ref().is_some_and(Verdict::is_silence);
+        if !r.acknowledged && !away {
             self.pay(id).await?;
         }
         let r = self.agreement(id).await?;
@@ -195,17 +197,42 @@ impl Inner {
         from: u32,
         epoch: u32,
     ) -> (Verdict, u64) {
-        let mut last = (Verdict::Offline, 0);
-        for _ in 0..=RETRIES {
-            last = self.audit_once(r, from, epoch).await;
-            if !last.0.is_silence() {
-                return last;
+        let mut last = self.probe(r).await;
+        let (mut retries, mut redials) = (RETRIES, REDIALS);
+        while last.is_none() {
+            let answer = self.audit_once(r, from, epoch).await;
+            let left = match &answer.0 {
+                Verdict::Timeout => &mut retries,
+                Verdict::Offline => &mut redials,
+                _ => return answer,
+            };
+            match left.checked_sub(1) {
+                Some(fewer) => *left = fewer,
+                None => last = Some(answer),
             }
         }
+        let last = last.unwrap_or((Verdict::Offline, 0));
         if !self.discovery.online().await {
             return (Verdict::Unknown("this node itself has no connection".into()), last.1);
         }
         last
+    }
+
+    /// Asks a host that was silent last time whether it is back, before it costs the patience of whole audits. A
+    /// verdict if it is not.
+    async fn probe(&self, r: &RenterAgreement) -> Option<(Verdict, u64)> {
+        if !r.verdict.as_ref().is_some_and(Verdict::is_silence) {
+            return None;
+        }
+        let limit = if self.local { LOCAL_PROBE } else { ANSWER_DEADLINE };
+        let began = Instant::now();
+        let verdict =
+            match self.ask_within(&r.host, &RentalRequest::Status { id: r.agreement.id }, limit).await {
+                Err(RentError::Courier(CourierError::Timeout)) => Verdict::Timeout,
+                Err(RentError::Courier(CourierError::Unreachable(_))) => Verdict::Offline,
+                _ => return None,
+            };
+        Some((verdict, began.elapsed().as_millis() as u64))
     }
 
     async fn audit_once(self: &Arc<Self>, r: &RenterAgreement, from: u32, epoch: u32) -> (Verdict, u64) {
@@ -274,7 +301,7 @@ impl Inner {
             let r = self.agreement(id).await?;
             let Some(voucher) = r.voucher.clone().filter(|_| !r.acknowledged) else { return Ok(()) };
             let send = RentalRequest::Voucher { id, voucher: voucher.clone() };
-            match self.ask(&r.host, &send).await {
+            match self.ask_within(&r.host, &send, QUICK_ANSWER).await {
                 Ok(RentalReply::Acknowledged { amount, epochs }) if amount >= voucher.document.amount => {
                     self.acknowledged(id, voucher, amount, epochs).await?;
                 }

@@ -23,6 +23,7 @@ mod tripwire;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use btfs_ledger::{B256, Btt, PublicKey, SecretKey};
 use btfs_storage::blocklist::BlockList;
@@ -48,7 +49,9 @@ pub use records::{RenterAgreement, Spread, Thing, ThingState};
 pub use status::{PlaceStatus, ThingStatus};
 
 /// How long a host may take to answer a question about an agreement, wall clock.
-const ANSWER: std::time::Duration = std::time::Duration::from_secs(30);
+const ANSWER: Duration = Duration::from_secs(30);
+/// The same for the small matters of a round, which should not wait long for one host.
+const QUICK_ANSWER: Duration = Duration::from_secs(5);
 
 /// Why something a renter asked for was not done.
 #[derive(Debug, Error)]
@@ -265,7 +268,17 @@ impl Inner {
 
     /// Asks a host about an agreement.
     pub async fn ask(&self, host: &PublicKey, request: &RentalRequest) -> Result<RentalReply, RentError> {
-        let bytes = self.courier.ask(host, RENTAL_PROTOCOL, messages::encode(request), ANSWER).await?;
+        self.ask_within(host, request, ANSWER).await
+    }
+
+    /// Asks a host about an agreement, with a limit of its own.
+    pub async fn ask_within(
+        &self,
+        host: &PublicKey,
+        request: &RentalRequest,
+        limit: Duration,
+    ) -> Result<RentalReply, RentError> {
+        let bytes = self.courier.ask(host, RENTAL_PROTOCOL, messages::encode(request), limit).await?;
         match messages::decode(&bytes, messages::MAX_RENTAL_REPLY) {
             Ok(RentalReply::Refused(refusal)) => Err(refusal.into()),
             Ok(reply) => Ok(reply),

@@ -3,7 +3,7 @@
 use btfs_ledger::{B256, PublicKey};
 
 use super::records::{RenterAgreement, ThingState};
-use super::{Inner, RentError, RenterService};
+use super::{Inner, QUICK_ANSWER, RentError, RenterService};
 use crate::messages::{Refusal, RentalReply, RentalRequest};
 use crate::states::RenterState;
 
@@ -85,7 +85,7 @@ impl Inner {
         r: &RenterAgreement,
     ) -> Result<(), RentError> {
         let Some(epoch) = r.ends else { return Ok(()) };
-        match self.ask(&r.host, &RentalRequest::Cancel { id, epoch }).await {
+        match self.ask_within(&r.host, &RentalRequest::Cancel { id, epoch }, QUICK_ANSWER).await {
             Ok(RentalReply::Ends { .. }) | Err(RentError::Refused(Refusal::WrongState(_))) => {
                 self.change(id, |_, _, r| {
                     r.notice_heard = true;
