@@ -128,7 +128,11 @@ pub fn piece_length_for_path(path: &Path, options: &ImportOptions) -> Result<u32
         move |source| CreateError::List { path, source }
     };
     let (mut total, mut files) = (0u64, 0u64);
-    let start = if options.follow_root { std::fs::canonicalize(path).map_err(failed(path))? } else { path.to_owned() };
+    let start = if options.follow_root {
+        std::fs::canonicalize(path).map_err(failed(path))?
+    } else {
+        path.to_owned()
+    };
     let mut todo = vec![start];
     while let Some(path) = todo.pop() {
         let metadata = std::fs::symlink_metadata(&path).map_err(failed(&path))?;

@@ -102,7 +102,8 @@ impl Info {
         if raw.len() > MAX_INFO {
             return Err(MetainfoError::TooLarge { what: "info dictionary", size: raw.len(), cap: MAX_INFO });
         }
-        let value = bencode::parse(raw)?;
+        let raw = Bytes::copy_from_slice(raw);
+        let value = bencode::parse(&raw)?;
         let dict = value.as_dict().ok_or(MetainfoError::Missing("info"))?;
         let Some(pieces) = dict.bytes("pieces") else {
             return Err(if dict.get("meta version").is_some() {
@@ -145,9 +146,9 @@ impl Info {
             multi_file,
             private: dict.int("private") == Some(1),
             total,
-            pieces: Bytes::copy_from_slice(pieces),
-            raw: Bytes::copy_from_slice(raw),
-            hash: InfoHash::of(raw),
+            pieces: raw.slice_ref(pieces),
+            hash: InfoHash::of(&raw),
+            raw: raw.clone(),
         })
     }
 

@@ -365,16 +365,22 @@ impl Engine {
         torrent.phase.send_replace(Phase::Removed);
     }
 
+    /// Puts every recorded torrent to work. One that cannot be read does not keep the others back: it shows its error.
     async fn take_up_all(&self) -> Result<(), EngineError> {
-        let all = self.inner.config.store.run(|store| {
-            let records = store.state().scan(&TORRENTS, &[]).collect::<Result<Vec<_>, _>>()?;
-            let with_info =
-                records.into_iter().map(|(hash, _)| Ok((InfoHash(hash), load(store, InfoHash(hash))?)));
-            with_info.collect::<Result<Vec<_>, StoreError>>()
-        });
-        for (hash, loaded) in all.await? {
-            if let Some((record, info)) = loaded {
-                self.begin(hash, record, info, Order::default()).await?;
+        let store = &self.inner.config.store;
+        let records = store.run(|store| store.state().scan(&TORRENTS, &[]).collect::<Result<Vec<_>, _>>());
+        for (hash, record) in records.await.map_err(StoreError::from)? {
+            let hash = InfoHash(hash);
+            let begun = match store.run(move |store| load(store, hash)).await {
+                Ok(Some((record, info))) => self.begin(hash, record, info, Order::default()).await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = begun {
+                let cancel = self.inner.cancel.child_token();
+                let torrent = Arc::new(Torrent::new(hash, record.name, record.trackers, cancel));
+                torrent.fail(error.to_string());
+                self.inner.torrents.lock().insert(hash, torrent);
             }
         }
         Ok(())
@@ -391,12 +397,7 @@ impl Engine {
         let cancel = self.inner.cancel.child_token();
         let torrent = Arc::new(Torrent::new(hash, record.name, record.trackers, cancel));
         match (info, record.root) {
-            (Some(info), Some(root)) => {
-                let content = Arc::new(Content::stored(info, root));
-                let have = Bitfield::full(content.layout.piece_count());
-                torrent.begin(content, have, None, self.inner.config.limits.upload_slots);
-                torrent.phase.send_replace(Phase::Seeding(root));
-            }
+            (Some(info), Some(root)) => self.inner.seed(&torrent, info, root),
             (Some(info), None) => self.inner.download(&torrent, info, order).await?,
             (None, _) => {}
         }
@@ -407,6 +408,14 @@ impl Engine {
 }
 
 impl Inner {
+    /// Begins to serve what is stored as a whole.
+    fn seed(&self, torrent: &Torrent, info: Info, root: Cid) {
+        let content = Arc::new(Content::stored(info, root));
+        let have = Bitfield::full(content.layout.piece_count());
+        torrent.begin(content, have, None, self.config.limits.upload_slots);
+        torrent.phase.send_replace(Phase::Seeding(root));
+    }
+
     /// Begins or goes on with getting pieces.
     async fn download(
         self: &Arc<Self>,
@@ -440,14 +449,20 @@ impl Inner {
         let kept = info.clone();
         let keep = move |store: &Store| {
             let hash = kept.hash();
-            let Some(mut record) = store.state().get(&TORRENTS, &hash.0)? else { return Ok(()) };
+            let Some(mut record) = store.state().get(&TORRENTS, &hash.0)? else { return Ok(None) };
             let mut ingest = store.ingest(Class::Own)?;
             let mut batch = store.state().batch();
             records::put_info(store, &mut ingest, &mut batch, &kept, &mut record)?;
-            ingest.finish(batch).map(|_| ())
+            ingest.finish(batch).map(|_| record.root)
         };
         let began = match self.config.store.run(keep).await {
-            Ok(()) => self.download(torrent, info, Order::default()).await,
+            // The content was here all along, and only the dictionary had been lost.
+            Ok(Some(root)) => {
+                self.seed(torrent, info, root);
+                torrent.swarm.lock().drop_seeds();
+                Ok(())
+            }
+            Ok(None) => self.download(torrent, info, Order::default()).await,
             Err(error) => Err(error),
         };
         if let Err(error) = began {

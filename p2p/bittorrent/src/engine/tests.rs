@@ -207,6 +207,27 @@ async fn a_seed_goes_on_after_a_restart_and_can_be_removed() {
     engine.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torrent_whose_metadata_is_damaged_does_not_keep_others_back() {
+    let (_dir, path) = write_tree(&[("", bytes(1 << 20, 23))]);
+    let (_other_dir, other) = write_tree(&[("", bytes(1 << 20, 24))]);
+    let home = Home::new();
+    let lost = add(&home.store, &path, 1 << 20);
+    let kept = add(&home.store, &other, 1 << 20);
+    assert!(home.store.remove(&lost.infohash().cid()).unwrap());
+    let engine = home.engine().await;
+    assert_eq!(engine.status(&kept.infohash()).unwrap().phase, Phase::Seeding(kept.root));
+    // It asks peers for the metadata again, and seeds once it has it.
+    assert_eq!(engine.status(&lost.infohash()).unwrap().phase, Phase::Metadata);
+    let second = Home::new();
+    add(&second.store, &path, 1 << 20);
+    let giver = second.engine().await;
+    engine.add_peers(&lost.infohash(), vec![giver.local_addr().unwrap()]).unwrap();
+    assert_eq!(engine.wait_done(lost.infohash()).await.unwrap(), lost.root);
+    giver.shutdown().await;
+    engine.shutdown().await;
+}
+
 /// A torrent made by hand over `files`, as a foreign client would, and its bytes.
 fn foreign(files: &[(&str, Vec<u8>, FileKind)], piece_length: u32) -> (Info, Vec<u8>) {
     let all: Vec<u8> = files.iter().flat_map(|(_, data, _)| data.clone()).collect();
