@@ -41,6 +41,10 @@ const CACHE: usize = 16 << 20;
 const OPEN_FILES: i32 = 256;
 /// Bytes of log kept before a flush: bounds disk and replay of many small ingests.
 const LOG_LIMIT: u64 = 64 << 20;
+/// Room in a batch for its header and the totals.
+const BATCH_HEADER: usize = 256;
+/// Room in a batch for what a block needs beside its bytes: three keys of about 36 bytes, meta, stamp and framing.
+const RECORDS: usize = 192;
 /// Share of dead bytes in blob files from which rewriting the live ones is worth it.
 const DEAD_SHARE: f64 = 0.2;
 
@@ -212,6 +216,13 @@ impl BlockDb {
 
     pub fn changes(&self) -> Changes<'_> {
         Changes { db: self, batch: WriteBatch::default() }
+    }
+
+    /// Changes with room for `blocks` blocks of `bytes` in all and their records. A batch that grows by doubling copies
+    /// what it holds with every step: a tenth of an import's time.
+    pub fn changes_for(&self, blocks: usize, bytes: usize) -> Changes<'_> {
+        let room = BATCH_HEADER + bytes + blocks * RECORDS;
+        Changes { db: self, batch: WriteBatch::with_capacity_bytes(room) }
     }
 
     /// Makes everything written with [`Log::Write`] so far durable.

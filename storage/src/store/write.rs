@@ -141,8 +141,9 @@ impl Shared {
         log: Log,
     ) -> Result<Written, StoreError> {
         let _stripes = self.stripes.lock(blocks.iter().map(|block| block.key.as_slice()));
+        let bytes = blocks.iter().map(|block| block.data.len()).sum();
         let mut plan = Plan {
-            changes: db.changes(),
+            changes: db.changes_for(blocks.len(), bytes),
             class,
             generation: self.leases.generation(),
             written: Written::default(),

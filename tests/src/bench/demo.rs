@@ -7,7 +7,9 @@ use super::{Source, process};
 use crate::peers;
 
 pub(super) fn run(source: &Source, report: &mut Report) {
-    let usage = process::run(Command::new(peers::btfs()).args(["demo", "--json", "--file", source.path()]));
+    let mut command = Command::new(peers::btfs());
+    command.args(["demo", "--json", "--file", source.path()]).env("TMPDIR", tempfile::env::temp_dir());
+    let usage = process::run(&mut command);
     let told: serde_json::Value = serde_json::from_slice(&usage.stdout).expect("one JSON object");
     assert_eq!(
         told["fetched_sha256"].as_str(),

@@ -1,9 +1,9 @@
 //! `make bench`: what the `btfs` program costs, each figure beside its yardstick from the same run.
 //!
-//! usage: bench [--check] [--mib N] [add|get|torrent|demo]...
+//! usage: bench [--check] [--mib N] [--dir DIR] [add|get|torrent|demo]...
 //!
-//! `--check` exits 1 if a bound is missed; `--mib` sets the size of the file that is moved (default 1024); names choose
-//! some of the benches. How each value is taken is in `btfs_tests::bench`.
+//! `--check` exits 1 if a bound is missed; `--mib` sets the size of the file that is moved (default 1024); `--dir` says where
+//! files and repos lie (default: `/dev/shm` if there is room, else the temporary directory); names choose some of the benches. How each value is taken is in `btfs_tests::bench`.
 
 use std::process::ExitCode;
 
@@ -13,7 +13,10 @@ fn main() -> ExitCode {
     let options = match Options::parse(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(problem) => {
-            eprintln!("{problem}\nusage: bench [--check] [--mib N] [{}]...", bench::NAMES.join("|"));
+            eprintln!(
+                "{problem}\nusage: bench [--check] [--mib N] [--dir DIR] [{}]...",
+                bench::NAMES.join("|")
+            );
             return ExitCode::from(2);
         }
     };
