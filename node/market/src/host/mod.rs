@@ -362,9 +362,12 @@ impl Inner {
             .await
     }
 
-    /// Settlement time; a refusal if the settlement was never heard.
-    pub fn now(&self) -> Result<u64, Refusal> {
-        self.money.now().ok_or_else(|| Refusal::NoSettlement("it was not heard since the start".into()))
+    /// Settlement time; asked for if it was not heard yet, as right after the start.
+    pub async fn now(&self) -> Result<u64, Refusal> {
+        match self.money.now() {
+            Some(now) => Ok(now),
+            None => self.money.refresh().await.map_err(|e| Refusal::NoSettlement(e.to_string())),
+        }
     }
 }
 

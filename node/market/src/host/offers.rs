@@ -36,7 +36,7 @@ impl HostService {
         if !settings.renting {
             return Ok(None);
         }
-        let now = self.0.now()?;
+        let now = self.0.now().await?;
         let free = settings.capacity.saturating_sub(used_bytes(&self.0.all().await.map_err(internal)?));
         let host = self.0.key.address();
         let wanted = Offer {
@@ -59,7 +59,7 @@ impl HostService {
 
     /// The offer that a draft names, if it still stands.
     pub(super) async fn standing_offer(&self, digest: B256) -> Result<Offer, Refusal> {
-        let now = self.0.now()?;
+        let now = self.0.now().await?;
         let found =
             self.0.store.run(move |s| s.state().get(&records::OFFERS, &digest.0)).await.map_err(internal)?;
         found.map(|o| o.document).filter(|o| o.expires > now).ok_or(Refusal::StaleOffer)

@@ -83,7 +83,7 @@ impl HostService {
         let schedule = r.schedule();
         let end = schedule.end_of(request.epoch);
         let over = |now: u64| now.saturating_add(schedule::skew(r.agreement.epoch_length)) >= end;
-        let mut now = self.0.now()?;
+        let mut now = self.0.now().await?;
         if !over(now) {
             now = self.0.money.refresh().await.map_err(|e| Refusal::NoSettlement(e.to_string()))?;
         }

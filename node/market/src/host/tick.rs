@@ -88,7 +88,7 @@ impl HostService {
             let state = format!("{:?}", record.state).to_lowercase();
             return Err(Refusal::WrongState(state).into());
         }
-        let next = record.schedule().epoch_at(self.0.now()?).saturating_add(1);
+        let next = record.schedule().epoch_at(self.0.now().await?).saturating_add(1);
         let epoch = self.notice(id, next).await?;
         let request = encode(&RentalRequest::Quit { id, epoch });
         let reply = self.0.courier.ask(&record.renter, RENTAL_PROTOCOL, request, NOTICE_WAIT).await;
@@ -101,7 +101,7 @@ impl HostService {
     }
 
     async fn notice(&self, id: B256, epoch: u32) -> Result<u32, Refusal> {
-        let now = self.0.now()?;
+        let now = self.0.now().await?;
         self.0
             .change(id, move |_, _, r| {
                 if r.state != HostState::Active {

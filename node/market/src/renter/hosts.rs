@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::records::{HOSTS, HostRecord};
 use super::{Inner, RentError, RenterService};
 use crate::messages::{self, OFFER_PROTOCOL, OfferReply, OfferRequest};
+use crate::ports::CourierError;
 use crate::score::{self, Exclusion, Need, Reputation, SubScores};
 
 /// Hosts looked for in the network at once.
@@ -52,7 +53,7 @@ impl RenterService {
     /// Asks the network for hosts and every host for its offer, and shows all of them, best first. `need` says what
     /// for; without one, for a small thing over 30 days.
     pub async fn market(&self, need: Option<Need>) -> Result<Vec<HostLine>, RentError> {
-        let now = self.0.now()?;
+        let now = self.0.now().await?;
         let thirty_days = 30 * 86_400;
         let need = need.unwrap_or(Need {
             size: 1 << 20,
@@ -157,7 +158,12 @@ impl Inner {
         }
         let began = Instant::now();
         let request = messages::encode(&OfferRequest::Get);
-        let bytes = self.courier.ask(&peer, OFFER_PROTOCOL, request, OFFER_WAIT).await.ok()?;
+        let mut reply = self.courier.ask(&peer, OFFER_PROTOCOL, request.clone(), OFFER_WAIT).await;
+        if matches!(reply, Err(CourierError::Unreachable(_))) {
+            // A connection may have broken at this moment.
+            reply = self.courier.ask(&peer, OFFER_PROTOCOL, request, OFFER_WAIT).await;
+        }
+        let bytes = reply.inspect_err(|error| tracing::debug!(host = %peer, %error, "no offer")).ok()?;
         let millis = began.elapsed().as_millis() as u64;
         match messages::decode(&bytes, messages::MAX_OFFER_FRAME).ok()? {
             OfferReply::NotRenting => Some((None, millis)),

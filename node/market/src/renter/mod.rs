@@ -286,10 +286,12 @@ impl Inner {
         }
     }
 
-    /// Settlement time; an error if the settlement was never heard.
-    pub fn now(&self) -> Result<u64, RentError> {
-        let unheard = || MoneyError::Unavailable("it was not heard since the start".into());
-        Ok(self.money.now().ok_or_else(unheard)?)
+    /// Settlement time; asked for if it was not heard yet, as right after the start.
+    pub async fn now(&self) -> Result<u64, RentError> {
+        match self.money.now() {
+            Some(now) => Ok(now),
+            None => Ok(self.money.refresh().await?),
+        }
     }
 }
 

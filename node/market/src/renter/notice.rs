@@ -14,7 +14,7 @@ impl RenterService {
     /// Ends all agreements of a thing with the beginning of the next epoch. Hosts are told now or, if they are away,
     /// as soon as they can be reached; what they proved until then is paid.
     pub async fn cancel(&self, thing: B256) -> Result<(), RentError> {
-        let now = self.0.now()?;
+        let now = self.0.now().await?;
         let record = self.0.thing(thing).await?;
         if record.state == ThingState::Placing {
             let text = "it is still being placed; wait until that is done";
@@ -40,8 +40,9 @@ impl RenterService {
             Ok(r) if r.host == peer && r.state == RenterState::Active => r,
             _ => return RentalReply::Refused(Refusal::Unknown),
         };
-        let Ok(now) = self.0.now() else {
-            return RentalReply::Refused(Refusal::NoSettlement("not heard since the start".into()));
+        let now = match self.0.now().await {
+            Ok(now) => now,
+            Err(error) => return RentalReply::Refused(Refusal::NoSettlement(error.to_string())),
         };
         let earliest = known.schedule().epoch_at(now).saturating_add(1);
         if epoch < earliest {

@@ -233,7 +233,7 @@ impl Inner {
         last: Option<&str>,
     ) -> Result<(PublicKey, Signed<Offer>), RentError> {
         let place = &thing.slots[slot];
-        let now = self.now()?;
+        let now = self.now().await?;
         let term = u64::from(thing.epochs) * u64::from(thing.epoch_length);
         let (max_price, max_window) = (thing.max_price, plan::MAX_WINDOW);
         let need = Need { size, term, max_price, max_window, now };

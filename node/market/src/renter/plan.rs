@@ -152,7 +152,7 @@ impl RenterService {
         if request.anchors > MAX_ANCHORS {
             return Err(RentError::Request(format!("at most {MAX_ANCHORS} anchors are possible")));
         }
-        let now = self.0.now()?;
+        let now = self.0.now().await?;
         let term = u64::from(request.epochs) * u64::from(epoch_length);
         let survey = self.0.survey(now).await?;
         let need = Need { size: 1, term, max_price: request.max_price, max_window: MAX_WINDOW, now };
