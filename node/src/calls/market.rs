@@ -228,7 +228,11 @@ async fn accept(node: &Node, quote: &str) -> Answered<ThingStatus> {
     let renter = node.services()?.market()?.renter();
     let id = renter.accept(quote).await?;
     renter.placed(id).await?;
-    Ok(renter.status(&id.to_string()).await?)
+    let thing = renter.status(&id.to_string()).await?;
+    if let Some(layout) = thing.layout {
+        crate::retrieve::remember_layout(&node.store, thing.root, layout).await?;
+    }
+    Ok(thing)
 }
 
 async fn list(node: &Node, request: MarketListRequest) -> Answered<MarketList> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use btfs_p2p::Host;
 use btfs_p2p::bitswap::Session;
 use btfs_storage::read::ReadError;
 use btfs_storage::{BlockSource, Bytes, Cid, dagpb};
@@ -40,6 +41,25 @@ pub enum Origin {
     Parity,
 }
 
+/// Adds providers of the root, and peers that connect, to the session for as long as it runs.
+async fn search(host: Host, root: Cid, session: Arc<Session>) {
+    let mut connectivity = host.connectivity();
+    loop {
+        let mut providers = std::pin::pin!(host.find_providers(root, Fetch::PROVIDERS));
+        while let Some(peer) = providers.next().await {
+            session.add_peer(peer);
+        }
+        for info in host.peers().await.into_iter().take(Fetch::FIRST_PEERS) {
+            session.add_peer(info.peer);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Fetch::SEARCH_EVERY) => {}
+            // A node that has just started finds its first peers in a moment.
+            Ok(()) = connectivity.changed() => {}
+        }
+    }
+}
+
 impl Fetch {
     /// Blocks of a DAG in flight: 32 MiB of the largest common leaves.
     const IN_FLIGHT: usize = 32;
@@ -59,16 +79,7 @@ impl Fetch {
         let connected =
             host.peers().await.into_iter().map(|info| info.peer).take(Self::FIRST_PEERS).collect();
         let session = Arc::new(host.bitswap().session(connected));
-        let found = session.clone();
-        let search = tokio::spawn(async move {
-            loop {
-                let mut providers = std::pin::pin!(host.find_providers(root, Self::PROVIDERS));
-                while let Some(peer) = providers.next().await {
-                    found.add_peer(peer);
-                }
-                tokio::time::sleep(Self::SEARCH_EVERY).await;
-            }
-        });
+        let search = tokio::spawn(search(host, root, session.clone()));
         Ok(Self {
             parity: Parity::new(node.clone(), root, session.clone()),
             node,

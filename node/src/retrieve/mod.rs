@@ -27,7 +27,7 @@ mod reference;
 mod sink;
 pub mod torrent;
 
-pub use parity::{LAYOUT_TABLE, LayoutRequest, LayoutResponse, known_layout};
+pub use parity::{LAYOUT_TABLE, LayoutRequest, LayoutResponse, known_layout, remember_layout};
 pub use reference::{BadReference, Reference};
 
 use fetch::Fetch;

@@ -44,6 +44,17 @@ pub fn known_layout(store: &Store, root: &Cid) -> Result<Option<Cid>, StoreError
     Ok(text.and_then(|text| text.parse().ok()))
 }
 
+/// Keeps the layout of a root, to name it to readers.
+pub async fn remember_layout(store: &Store, root: Cid, layout: Cid) -> Result<(), StoreError> {
+    store
+        .run(move |store| {
+            let mut batch = store.state().batch();
+            batch.put(&LAYOUT_TABLE, &root.hash().to_bytes(), &layout.to_string())?;
+            Ok(store.state().commit(batch)?)
+        })
+        .await
+}
+
 type Rebuilt = Arc<HashMap<Vec<u8>, Bytes>>;
 
 /// Parity of one root.

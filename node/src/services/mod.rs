@@ -21,6 +21,7 @@ use crate::api::call::ApiError;
 use crate::node::{AGENT, Node};
 use crate::retrieve::{LAYOUT_TABLE, LayoutRequest, LayoutResponse, known_layout};
 
+pub mod announce;
 pub mod courier;
 mod policy;
 
@@ -41,7 +42,7 @@ const MARKET_PROTOCOLS: [(&str, usize, usize); 3] = [
 
 /// The tables of all crates, and of this one.
 pub fn tables() -> Vec<&'static str> {
-    let mut tables = vec![LAYOUT_TABLE.name()];
+    let mut tables = vec![LAYOUT_TABLE.name(), announce::HOSTED_TABLE.name()];
     tables.extend(btfs_p2p::TABLES);
     tables.extend(btfs_bittorrent::records::TABLES);
     tables.extend(btfs_ledger::TABLES);
@@ -242,7 +243,10 @@ async fn market(
     late.withholding.decide_by(market.renter().clone());
     let _ = late.market.set(market.clone());
     let driven = market.clone();
-    let task = tokio::spawn(async move { driven.run().await });
+    let announced = announce::run(node.store.clone(), host.clone(), market.clone());
+    let task = tokio::spawn(async move {
+        tokio::join!(driven.run(), announced);
+    });
     Ok(Running { market, task })
 }
 

@@ -16,6 +16,7 @@ mod queries;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -188,7 +189,17 @@ struct Inner {
     services: Vec<RpcService>,
     connectivity: watch::Receiver<Connectivity>,
     bitswap: Bitswap,
+    /// When peers that could not be reached were last looked up by a call.
+    searched: parking_lot::Mutex<HashMap<PeerId, tokio::time::Instant>>,
 }
+
+/// A call whose peer has left its known addresses looks it up for so long, so that it is known to be away well before
+/// a usual deadline.
+const SEARCH_IN_CALL: Duration = Duration::from_secs(2);
+/// A failed lookup is not repeated by calls for so long.
+const SEARCH_AGAIN: Duration = Duration::from_secs(60);
+/// Peers remembered for that.
+const MAX_SEARCHED: usize = 4096;
 
 impl Host {
     /// Starts a node: listens on all configured addresses, then returns; peers are found in the background.
@@ -207,7 +218,8 @@ impl Host {
         let mut driver = driver::Driver::new(config, keypair, loaded, receiver, told, behaviour)?;
         driver.listen().await?;
         tokio::spawn(driver.run());
-        let inner = Inner { peer_id, commands, store, services, connectivity, bitswap };
+        let searched = parking_lot::Mutex::default();
+        let inner = Inner { peer_id, commands, store, services, connectivity, bitswap, searched };
         Ok(Host { inner: Arc::new(inner) })
     }
 
@@ -321,17 +333,24 @@ impl Host {
         let late = tokio::time::Instant::now() + timeout;
         let timed_out = || RpcError::Timeout { peer, protocol, after: timeout };
         let mut pause = BUSY_PAUSE;
+        let soon = || tokio::time::Instant::now() + SEARCH_IN_CALL;
         let mut searched = false;
         loop {
             let attempt = self.call_once(peer, protocol, &request);
             match tokio::time::timeout_at(late, attempt).await {
                 Err(_) => return Err(timed_out()),
-                Ok(Err(RpcError::Unreachable { .. })) if !searched => {
+                Ok(Err(RpcError::Unreachable { .. })) if !searched && self.may_search(peer) => {
                     searched = true;
-                    let search = tokio::time::timeout_at(late, self.connect_peer(peer)).await;
-                    if let Err(error) = search.map_err(|_| timed_out())? {
-                        return Err(RpcError::Unreachable { peer, reason: error.to_string() });
-                    }
+                    let search = tokio::time::timeout_at(late.min(soon()), self.connect_peer(peer)).await;
+                    let reason = match search {
+                        Ok(Ok(())) => {
+                            self.inner.searched.lock().remove(&peer);
+                            continue;
+                        }
+                        Ok(Err(error)) => error.to_string(),
+                        Err(_) => "not at its known addresses, and the DHT told no other in time".to_owned(),
+                    };
+                    return Err(RpcError::Unreachable { peer, reason });
                 }
                 Ok(Err(RpcError::Busy { .. })) if tokio::time::Instant::now() + pause < late => {
                     tokio::time::sleep(pause).await;
@@ -340,6 +359,22 @@ impl Host {
                 Ok(result) => return result,
             }
         }
+    }
+
+    /// Whether a peer that cannot be reached is looked up in the DHT now: not again soon after a search that failed.
+    fn may_search(&self, peer: PeerId) -> bool {
+        let now = tokio::time::Instant::now();
+        let mut searched = self.inner.searched.lock();
+        if searched.get(&peer).is_some_and(|last| now.duration_since(*last) < SEARCH_AGAIN) {
+            return false;
+        }
+        if searched.len() >= MAX_SEARCHED {
+            searched.retain(|_, last| now.duration_since(*last) < SEARCH_AGAIN);
+        }
+        if searched.len() < MAX_SEARCHED {
+            searched.insert(peer, now);
+        }
+        true
     }
 
     async fn call_once(

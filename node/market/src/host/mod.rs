@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use btfs_ledger::{B256, Btt, PublicKey, SecretKey};
 use btfs_storage::Store;
+use btfs_storage::blocklist::BlockList;
 use btfs_storage::db::{Batch, DbError};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
@@ -237,6 +238,11 @@ impl HostService {
         self.set(HostSettings { renting: false, ..self.settings() }).await?;
         self.0.discovery.withdraw_host().await;
         Ok(())
+    }
+
+    /// The blocks that an agreement is about.
+    pub async fn block_list(&self, id: B256) -> Result<BlockList, HostError> {
+        Ok(self.0.list(id).await?)
     }
 
     /// Everything `btfs host status` shows.
