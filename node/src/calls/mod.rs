@@ -9,6 +9,7 @@ use axum::Router;
 
 use crate::node::Node;
 
+pub mod channel;
 pub mod files;
 pub mod ledger;
 pub mod market;
@@ -26,6 +27,7 @@ pub fn routes() -> Router<Arc<Node>> {
     let router = network::routes(router);
     let router = wallet::routes(router);
     let router = ledger::routes(router);
+    let router = channel::routes(router);
     let router = market::routes(router);
     let router = torrent::routes(router);
     store::routes(router)

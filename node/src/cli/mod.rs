@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::repo::Repo;
 
+mod channel;
 pub mod client;
 mod daemon;
 mod files;
@@ -89,6 +90,9 @@ enum Command {
     /// This node's BTT.
     #[command(subcommand)]
     Wallet(money::Wallet),
+    /// BTT locked between this node and others.
+    #[command(subcommand)]
+    Channel(channel::Channel),
     /// The ledger of a private network.
     #[command(subcommand)]
     Ledger(money::Ledger),
@@ -194,6 +198,7 @@ async fn run(context: &Context, command: Command) -> anyhow::Result<()> {
         Command::Host(command) => command.run(context).await,
         Command::Market(command) => command.run(context).await,
         Command::Wallet(command) => command.run(context).await,
+        Command::Channel(command) => command.run(context).await,
         Command::Ledger(command) => command.run(context).await,
         Command::Swarm(command) => command.run(context).await,
         Command::Torrent(command) => command.run(context).await,

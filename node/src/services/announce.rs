@@ -20,6 +20,20 @@ use crate::retrieve::LAYOUT_TABLE;
 /// Agreement to the root that is announced for it.
 pub const HOSTED_TABLE: Table<[u8; 32], String> = Table::new("hosted_roots");
 
+/// Announces what the user of this node keeps, for what was added while no daemon ran. What was announced before is not
+/// announced again until it is due.
+pub async fn own(store: Store, host: Host) {
+    let pins = match store.run(|store| store.pins_with_prefix("own:")).await {
+        Ok(pins) => pins,
+        Err(error) => return tracing::warn!(%error, "own content is not announced"),
+    };
+    for pin in pins {
+        if let Err(error) = host.provide(*pin.root.hash()).await {
+            tracing::warn!(root = %pin.root, %error, "not announced");
+        }
+    }
+}
+
 /// Announces what the host holds, now and as agreements come and go, until dropped.
 pub async fn run(store: Store, host: Host, market: Market) {
     let mut events = market.events().subscribe();

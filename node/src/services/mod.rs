@@ -84,6 +84,9 @@ impl Services {
             true => Some(Host::start(host_config(node, &key, &late)?).await.context("libp2p cannot start")?),
             false => None,
         };
+        if let Some(host) = &host {
+            tokio::spawn(announce::own(node.store.clone(), host.clone()));
+        }
         let torrents = match node.config.bittorrent.enabled {
             true => Some(Engine::start(engine_config(node)).await.context("BitTorrent cannot start")?),
             false => None,
