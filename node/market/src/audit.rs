@@ -87,6 +87,7 @@ pub fn judge(a: &Agreement, request: &AuditRequest, reply: Result<AuditReply, Co
         Err(CourierError::Timeout) => Verdict::Timeout,
         Err(CourierError::Unreachable(_)) => Verdict::Offline,
         Err(CourierError::Refused(why)) => Verdict::Unknown(format!("the host refused: {why}")),
+        Err(CourierError::Myself(why)) => Verdict::Unknown(why),
         Err(CourierError::Protocol(why)) => Verdict::Fail(format!("not an answer: {why}")),
     }
 }

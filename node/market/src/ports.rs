@@ -16,7 +16,7 @@ use thiserror::Error;
 /// Why a peer gave no answer.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum CourierError {
-    /// No connection could be made.
+    /// No connection could be made, or it broke before the answer.
     #[error("cannot be reached: {0}")]
     Unreachable(String),
     /// Connected, but no answer in time.
@@ -25,9 +25,12 @@ pub enum CourierError {
     /// It answered that it will not do this.
     #[error("refused: {0}")]
     Refused(String),
-    /// The answer broke the protocol (above its cap, cut short).
+    /// The answer broke the protocol (above its cap, not of its form).
     #[error("answered against the protocol: {0}")]
     Protocol(String),
+    /// This node itself could not ask (it is shutting down): says nothing about the peer.
+    #[error("was not asked: {0}")]
+    Myself(String),
 }
 
 /// Asks peers questions.

@@ -516,13 +516,13 @@ fn drafted(
     }
 }
 
-/// Whether asking again soon may help: silence, a settlement that is away, a transfer that broke off, a lock that the
-/// host does not see yet.
+/// Whether asking again soon may help: silence, a host that is busy or just starting, a settlement that is away, a
+/// transfer that broke off, a lock that the host does not see yet.
 fn is_passing(error: &RentError) -> bool {
-    use crate::ports::CourierError::{Timeout, Unreachable};
+    use crate::ports::CourierError::{Myself, Refused, Timeout, Unreachable};
     matches!(
         error,
-        RentError::Courier(Timeout | Unreachable(_))
+        RentError::Courier(Timeout | Unreachable(_) | Refused(_) | Myself(_))
             | RentError::Refused(
                 Refusal::NoSettlement(_)
                     | Refusal::Transfer(_)
