@@ -131,7 +131,7 @@ impl Report {
                 host.epoch_price.to_string(),
                 host.earned.to_string(),
                 host.redeemed,
-                if host.alive { "" } else { " (killed before it redeemed)" }
+                if host.alive { "" } else { " (killed; the rest waits in the lock)" }
             );
         }
         let peak = self

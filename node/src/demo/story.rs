@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use btfs_ledger::Btt;
 use btfs_market::renter::PlaceStatus;
 use btfs_market::{Spread, ThingStatus};
 use futures::future::try_join_all;
@@ -394,7 +393,8 @@ impl Story {
             let host = &self.hosts[index];
             let redeemed = match host.runs() {
                 true => host.call(&HostStatusRequest {}).await?.redeemed_btt,
-                false => Btt::ZERO,
+                // What the ledger has paid to it, as the renter read it last.
+                false => place.redeemed_btt,
             };
             let paid_days = match index {
                 _ if index == fates.loses_blocks => LOSS_DAY,
