@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -215,7 +216,15 @@ impl Repo {
 
     /// Says where the daemon's API listens; the CLI reads it.
     pub fn write_api_address(&self, address: std::net::SocketAddr) -> Result<(), RepoError> {
-        write_atomic(&self.api_path(), address.to_string().as_bytes(), 0o644)
+        let mut reached = address;
+        if address.ip().is_unspecified() {
+            reached.set_ip(if address.is_ipv4() {
+                Ipv4Addr::LOCALHOST.into()
+            } else {
+                Ipv6Addr::LOCALHOST.into()
+            });
+        }
+        write_atomic(&self.api_path(), reached.to_string().as_bytes(), 0o644)
     }
 
     /// Where a daemon said it listens. It may be gone since: the lock tells.
@@ -263,9 +272,29 @@ fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), RepoError> {
 
 /// Writes a file so that after a crash the old or the new text is there, whole.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), RepoError> {
-    let temporary = path.with_extension("tmp");
-    // A leftover of an interrupted write may have another mode.
-    let _ = fs::remove_file(&temporary);
+    let temporary = write_temporary(path, bytes, mode)?;
+    fs::rename(&temporary, path).map_err(io("cannot put in place", path))?;
+    sync_parent(path)
+}
+
+/// Writes a file of the user's: whole or not at all, and never over one that is there.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), RepoError> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let temporary = write_temporary(path, bytes, 0o644)?;
+    if let Err(error) = renameat_with(CWD, &temporary, CWD, path, RenameFlags::NOREPLACE) {
+        // What could not be put in place is of no use under its other name.
+        let _ = fs::remove_file(&temporary);
+        return Err(io("cannot put in place", path)(error.into()));
+    }
+    sync_parent(path)
+}
+
+/// Writes and syncs a file beside `path` under a name that nobody has.
+fn write_temporary(path: &Path, bytes: &[u8], mode: u32) -> Result<PathBuf, RepoError> {
+    static COUNTER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let number = COUNTER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}-{number}.tmp", std::process::id()));
     let mut file = File::options()
         .write(true)
         .create_new(true)
@@ -273,7 +302,10 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), RepoErro
         .open(&temporary)
         .map_err(io("cannot create", &temporary))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io("cannot write", &temporary))?;
-    fs::rename(&temporary, path).map_err(io("cannot put in place", path))?;
+    Ok(temporary)
+}
+
+fn sync_parent(path: &Path) -> Result<(), RepoError> {
     if let Some(parent) = path.parent() {
         File::open(parent).and_then(|dir| dir.sync_all()).map_err(io("cannot sync", parent))?;
     }

@@ -103,10 +103,22 @@ impl ApiError {
     }
 }
 
+/// An error with its causes, as far as it does not name them itself.
+pub fn told(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        match text.as_str() {
+            "" => cause,
+            said if said.contains(&cause) => text,
+            said => format!("{said}: {cause}"),
+        }
+    })
+}
+
 /// Any other error is a failure of the work itself; its whole chain is told.
 impl<E: Into<anyhow::Error>> From<E> for ApiError {
     fn from(error: E) -> Self {
-        Self { status: StatusCode::INTERNAL_SERVER_ERROR, message: format!("{:#}", error.into()) }
+        Self { status: StatusCode::INTERNAL_SERVER_ERROR, message: told(&error.into()) }
     }
 }
 
@@ -189,10 +201,9 @@ where
             tokio::select! {
                 biased;
                 answer = &mut work => break answer,
+                // A reader that does not keep up sees fewer steps.
                 Some(step) = told.recv() => {
-                    if lines.send(line(&Line::<()>::Progress(step))).await.is_err() {
-                        return;
-                    }
+                    let _ = lines.try_send(line(&Line::<()>::Progress(step)));
                 }
                 () = lines.closed() => return,
             }

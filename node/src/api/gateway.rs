@@ -77,6 +77,22 @@ impl Asked {
         self.wanted.format.as_deref() == Some("raw") || self.headers.get(header::ACCEPT).is_some_and(accepts)
     }
 
+    /// Formats of the gateway specifications that this gateway does not make are refused, never answered with another.
+    fn check_format(&self) -> Result<(), ApiError> {
+        let accept =
+            self.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+        let asked = self.wanted.format.as_deref().filter(|format| *format != "raw");
+        match asked.or(accept.contains("application/vnd.ipld.car").then_some("car")) {
+            None => Ok(()),
+            Some(format) => Err(ApiError {
+                status: StatusCode::NOT_ACCEPTABLE,
+                message: format!(
+                    "this gateway does not make the format `{format}`; there are files, listings and `raw`"
+                ),
+            }),
+        }
+    }
+
     fn shown_path(&self) -> String {
         let slash = if self.path.is_empty() { "" } else { "/" };
         format!("/ipfs/{}{slash}{}", self.cid, self.path)
@@ -93,13 +109,14 @@ async fn answer(node: &Arc<Node>, asked: Asked) -> Response {
 fn failed(error: RetrieveError) -> ApiError {
     let status = match &error {
         RetrieveError::NotFound { .. } => StatusCode::GATEWAY_TIMEOUT,
-        RetrieveError::NoSuchPath { .. } => StatusCode::NOT_FOUND,
+        RetrieveError::NoSuchPath { .. } | RetrieveError::Offline(_) => StatusCode::NOT_FOUND,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
     ApiError { status, message: error.to_string() }
 }
 
 async fn try_answer(node: &Arc<Node>, asked: &Asked) -> Result<Response, ApiError> {
+    asked.check_format()?;
     let root: Cid = asked
         .cid
         .parse()
@@ -108,16 +125,19 @@ async fn try_answer(node: &Arc<Node>, asked: &Asked) -> Result<Response, ApiErro
         if node.config.gateway.fetch { Retriever::new(node.clone()) } else { Retriever::local(node.clone()) };
     let cid = retriever.path(&root, &asked.path).await.map_err(failed)?;
     let headers = common_headers(asked, &cid)?;
-    if asked.headers.get(header::IF_NONE_MATCH).is_some_and(|tags| matches_tag(tags, &headers)) {
-        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
-    }
+    let unchanged = asked.headers.get(header::IF_NONE_MATCH).is_some_and(|tags| matches_tag(tags, &headers));
     if asked.wants_raw() {
         let block = retriever.block(&cid).await.map_err(failed)?;
+        if unchanged {
+            return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+        }
         let kind = [(header::CONTENT_TYPE, RAW_BLOCK), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
-        return Ok((headers, kind, Body::from(block)).into_response());
+        let name = [(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{cid}.bin\""))];
+        return Ok((headers, kind, name, Body::from(block)).into_response());
     }
     let stat = retriever.stat(&cid).await.map_err(failed)?;
     match stat.kind {
+        Kind::File | Kind::Symlink if unchanged => Ok((StatusCode::NOT_MODIFIED, headers).into_response()),
         Kind::Directory => directory(&retriever, asked, &cid, headers).await,
         _ => file(&retriever, asked, &cid, stat.size, headers, &asked.path).await,
     }
@@ -131,6 +151,7 @@ fn common_headers(asked: &Asked, cid: &Cid) -> Result<HeaderMap, ApiError> {
         Ok(())
     };
     set(header::ETAG, format!("\"{cid}{suffix}\""))?;
+    set(header::VARY, "Accept".into())?;
     set(header::CACHE_CONTROL, "public, max-age=29030400, immutable".into())?;
     set(HeaderName::from_static("x-ipfs-roots"), cid.to_string())?;
     let path = percent_encoding::utf8_percent_encode(&asked.shown_path(), PATH_BYTES).to_string();

@@ -4,6 +4,7 @@
 //! (against DNS rebinding) and, if it comes from a web page, an allowed origin. What moves money, changes the
 //! node or reads files of its user also needs the bearer token; beyond loopback everything does.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -20,6 +21,7 @@ pub struct Guard {
     allowed_hosts: Arc<[String]>,
     allowed_origins: Arc<[String]>,
     token_for_all: bool,
+    listen: IpAddr,
 }
 
 /// Calls of Kubo's API that write outside the block store.
@@ -33,6 +35,7 @@ impl Guard {
             allowed_hosts: api.allowed_hosts.clone().into(),
             allowed_origins: api.allowed_origins.clone().into(),
             token_for_all: !api.listen.ip().is_loopback(),
+            listen: api.listen.ip(),
         }
     }
 
@@ -75,7 +78,8 @@ impl Guard {
         };
         let name = name.trim_start_matches('[').trim_end_matches(']');
         name == "localhost"
-            || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            // A literal address cannot be rebound to another machine, as a name can.
+            || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback() || ip == self.listen || self.listen.is_unspecified())
             || self.allowed_hosts.iter().any(|allowed| allowed == name)
     }
 

@@ -246,6 +246,7 @@ pub async fn add(node: Arc<Node>, request: AddRequest, progress: Progress) -> An
     let profile = profile(request.profile.as_deref())?;
     let options = ImportOptions { hidden: request.hidden, follow_root: true };
     let name = request.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let only_hash = request.only_hash;
     let total =
         std::fs::metadata(&request.path).ok().filter(std::fs::Metadata::is_file).map(|meta| meta.len());
     let store = node.store.clone();
@@ -290,7 +291,9 @@ pub async fn add(node: Arc<Node>, request: AddRequest, progress: Progress) -> An
     if let Some(torrent) = &torrent {
         super::torrent::seed(&node, torrent).await?;
     }
-    announce(&node, done.root).await;
+    if !only_hash {
+        announce(&node, done.root).await;
+    }
     Ok(added(done, name, torrent.as_ref()))
 }
 
@@ -327,6 +330,18 @@ async fn announce(node: &Node, root: Cid) {
     });
 }
 
+/// No longer tells the DHT that this node has `root`, unless something else keeps it.
+async fn withdraw(node: &Node, root: Cid) -> Result<(), ApiError> {
+    let kept = node.store.run(move |store| store.is_pinned_root(&root)).await?;
+    if let Ok(host) = node.host()
+        && !kept
+        && let Err(error) = host.unprovide(*root.hash()).await
+    {
+        tracing::warn!(%root, %error, "still announced");
+    }
+    Ok(())
+}
+
 async fn add_stream(
     State(node): State<Arc<Node>>,
     Query(query): Query<AddStreamQuery>,
@@ -342,10 +357,10 @@ where
     S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
 {
     let profile = profile(query.profile.as_deref())?;
-    let (pieces, received) = tokio::sync::mpsc::channel::<std::io::Result<Bytes>>(Pieces::WAITING);
+    let (pieces, received) = tokio::sync::mpsc::channel(Pieces::WAITING);
     let store = node.store.clone();
     let work = tokio::task::spawn_blocking(move || -> anyhow::Result<Imported> {
-        let reader = Pieces { received, current: Bytes::new() };
+        let reader = Pieces { received, current: Bytes::new(), ended: false };
         if query.only_hash {
             return Ok(import::import_reader(reader, &profile, &mut Nowhere, &mut |_| {})?);
         }
@@ -361,10 +376,12 @@ where
     let mut content = content;
     while let Some(piece) = content.next().await {
         // The reader is gone only when the import failed, and that is told below.
-        if pieces.send(piece).await.is_err() {
+        if pieces.send(Some(piece)).await.is_err() {
             break;
         }
     }
+    // Only this says that the body is whole; a channel that closes without it is a broken upload.
+    let _ = pieces.send(None).await;
     drop(pieces);
     let done = work.await??;
     if !query.only_hash {
@@ -375,8 +392,9 @@ where
 
 /// Pieces of a body as a blocking reader.
 struct Pieces {
-    received: tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>,
+    received: tokio::sync::mpsc::Receiver<Option<std::io::Result<Bytes>>>,
     current: Bytes,
+    ended: bool,
 }
 
 impl Pieces {
@@ -387,14 +405,34 @@ impl Pieces {
 impl std::io::Read for Pieces {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         while self.current.is_empty() {
+            if self.ended {
+                return Ok(0);
+            }
             match self.received.blocking_recv() {
-                Some(piece) => self.current = piece?,
-                None => return Ok(0),
+                Some(Some(piece)) => self.current = piece?,
+                Some(None) => self.ended = true,
+                None => {
+                    return Err(std::io::Error::new(
+                        std::io::ErrorKind::UnexpectedEof,
+                        "the upload broke off",
+                    ));
+                }
             }
         }
         let length = into.len().min(self.current.len());
         into[..length].copy_from_slice(&self.current.split_to(length));
         Ok(length)
+    }
+}
+
+/// A reference to content by its hash. Torrents are fetched by `get` and `torrent add` alone, which need the token:
+/// they read files and ask trackers.
+pub fn parse_content(text: &str) -> Result<Reference, ApiError> {
+    match parse_reference(text)? {
+        content @ Reference::Ipfs { .. } => Ok(content),
+        _ => Err(ApiError::bad(format!(
+            "`{text}` is no CID or /ipfs path; `btfs get` fetches torrents, `btfs torrent add` keeps them"
+        ))),
     }
 }
 
@@ -432,10 +470,10 @@ async fn get(node: Arc<Node>, request: GetRequest, progress: Progress) -> Answer
     }
     let cid = retriever.resolve(&reference, &request.peers, &progress).await.map_err(retrieve_error)?;
     let pin = request.pin.then(|| own_pin(cid, None, PinKind::Recursive));
-    let lease = node.store.ingest(Class::Cache)?;
     let fetched = retriever.whole(&cid, pin, &progress).await.map_err(retrieve_error)?;
     let store = node.store.clone();
     let path = target.clone();
+    let lease = fetched.lease;
     let size = tokio::task::spawn_blocking(move || {
         let mut size = 0;
         let written = read::export(&store, &cid, &path, &mut |bytes| {
@@ -446,7 +484,7 @@ async fn get(node: Arc<Node>, request: GetRequest, progress: Progress) -> Answer
         written.map(|()| size)
     })
     .await??;
-    if fetched.from_network > 0 {
+    if request.pin {
         announce(&node, cid).await;
     }
     Ok(Got {
@@ -464,7 +502,7 @@ async fn cat(State(node): State<Arc<Node>>, Query(query): Query<CatQuery>) -> Re
 
 /// The bytes of a file, as they come.
 pub async fn cat_content(node: Arc<Node>, query: CatQuery) -> Result<Response, ApiError> {
-    let reference = parse_reference(&query.reference)?;
+    let reference = parse_content(&query.reference)?;
     let retriever = Retriever::new(node);
     let cid = retriever.resolve(&reference, &[], &Progress::default()).await.map_err(retrieve_error)?;
     let stat = retriever.stat(&cid).await.map_err(retrieve_error)?;
@@ -481,7 +519,7 @@ pub async fn cat_content(node: Arc<Node>, query: CatQuery) -> Result<Response, A
 
 /// Lists a directory.
 pub async fn ls(node: &Arc<Node>, reference: &str) -> Answered<Listing> {
-    let reference = parse_reference(reference)?;
+    let reference = parse_content(reference)?;
     let retriever = Retriever::new(node.clone());
     let cid = retriever.resolve(&reference, &[], &Progress::default()).await.map_err(retrieve_error)?;
     let stat = retriever.stat(&cid).await.map_err(retrieve_error)?;
@@ -519,7 +557,7 @@ fn pin_info(pin: &Pin) -> PinInfo {
 
 /// Keeps a DAG, fetching what is missing.
 pub async fn pin_add(node: Arc<Node>, request: PinAddRequest, progress: Progress) -> Answered<PinInfo> {
-    let reference = parse_reference(&request.reference)?;
+    let reference = parse_content(&request.reference)?;
     let retriever = Retriever::new(node.clone());
     let cid = retriever.resolve(&reference, &[], &Progress::default()).await.map_err(retrieve_error)?;
     let kind = if request.direct { PinKind::Direct } else { PinKind::Recursive };
@@ -535,7 +573,7 @@ pub async fn pin_add(node: Arc<Node>, request: PinAddRequest, progress: Progress
 
 /// Lets a pinned thing go.
 pub async fn pin_remove(node: &Arc<Node>, reference: &str) -> Answered<PinInfo> {
-    let reference = parse_reference(reference)?;
+    let reference = parse_content(reference)?;
     let cid = Retriever::local(node.clone())
         .resolve(&reference, &[], &Progress::default())
         .await
@@ -550,9 +588,7 @@ pub async fn pin_remove(node: &Arc<Node>, reference: &str) -> Answered<PinInfo> 
     });
     match pin.await? {
         Some(pin) => {
-            if let Ok(host) = node.host() {
-                host.unprovide(*pin.root.hash()).await?;
-            }
+            withdraw(node, pin.root).await?;
             Ok(pin_info(&pin))
         }
         None => Err(ApiError::not_found(format!("{cid} is not pinned by you; `btfs pin ls` lists the pins"))),

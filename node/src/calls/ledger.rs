@@ -134,7 +134,7 @@ async fn init(node: &Node, request: LedgerInitRequest) -> Answered<LedgerMade> {
     node.store
         .run(move |store| Ledger::create(store.state().clone(), genesis, LedgerOptions::new(local)).map(drop))
         .await?;
-    crate::repo::write_atomic(&request.out, network.to_toml().as_bytes(), 0o644)?;
+    crate::repo::write_new(&request.out, network.to_toml().as_bytes())?;
     node.repo.write_network(&network)?;
     Ok(made)
 }

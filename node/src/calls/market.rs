@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::call::{Answered, ApiError, Progress, route};
 use crate::call;
 use crate::node::Node;
-use crate::retrieve::{Reference, Retriever};
+use crate::retrieve::Retriever;
 
 /// Asks what storing something would take. Nothing is bound by it.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -195,7 +195,7 @@ fn amount(text: Option<&String>) -> Result<Option<Btt>, ApiError> {
 async fn quote(node: Arc<Node>, request: QuoteRequest, progress: Progress) -> Answered<Quote> {
     const DAY: u64 = 86_400;
     let renter = node.services()?.market()?.renter();
-    let reference: Reference = request.reference.parse().map_err(ApiError::bad)?;
+    let reference = super::files::parse_content(&request.reference)?;
     if request.seconds == 0 || !request.seconds.is_multiple_of(DAY) {
         return Err(ApiError::bad(
             "space is rented by the day: give a whole number of days, such as --for 30d",
@@ -204,7 +204,7 @@ async fn quote(node: Arc<Node>, request: QuoteRequest, progress: Progress) -> An
     let epochs = u32::try_from(request.seconds / DAY).map_err(|_| ApiError::bad("the term is too long"))?;
     let retriever = Retriever::new(node.clone());
     let root = retriever.resolve(&reference, &[], &progress).await?;
-    retriever.whole(&root, None, &progress).await?;
+    let _lease = retriever.whole(&root, None, &progress).await?.lease;
     let steps = progress.clone();
     let quote = renter
         .quote(
@@ -227,12 +227,12 @@ async fn quote(node: Arc<Node>, request: QuoteRequest, progress: Progress) -> An
 async fn accept(node: &Node, quote: &str) -> Answered<ThingStatus> {
     let renter = node.services()?.market()?.renter();
     let id = renter.accept(quote).await?;
-    renter.placed(id).await?;
     let thing = renter.status(&id.to_string()).await?;
     if let Some(layout) = thing.layout {
         crate::retrieve::remember_layout(&node.store, thing.root, layout).await?;
     }
-    Ok(thing)
+    renter.placed(id).await?;
+    Ok(renter.status(&id.to_string()).await?)
 }
 
 async fn list(node: &Node, request: MarketListRequest) -> Answered<MarketList> {

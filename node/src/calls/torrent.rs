@@ -142,7 +142,7 @@ fn info(status: TorrentStatus) -> TorrentInfo {
 }
 
 async fn make(node: Arc<Node>, request: TorrentCreateRequest, progress: Progress) -> Answered<TorrentInfo> {
-    let reference: Reference = request.reference.parse().map_err(ApiError::bad)?;
+    let reference = super::files::parse_content(&request.reference)?;
     if request.name.is_empty() {
         return Err(ApiError::bad("a torrent needs a name: give --name"));
     }
@@ -151,7 +151,7 @@ async fn make(node: Arc<Node>, request: TorrentCreateRequest, progress: Progress
     }
     let retriever = Retriever::new(node.clone());
     let root = retriever.resolve(&reference, &[], &progress).await?;
-    retriever.whole(&root, None, &progress).await?;
+    let lease = retriever.whole(&root, None, &progress).await?.lease;
     let store = node.store.clone();
     let (name, length) = (request.name.clone(), request.piece_length);
     let mut torrent = tokio::task::spawn_blocking(move || {
@@ -159,10 +159,11 @@ async fn make(node: Arc<Node>, request: TorrentCreateRequest, progress: Progress
     })
     .await??;
     torrent.trackers = request.trackers;
-    if let Some(out) = &request.out {
-        crate::repo::write_atomic(out, &torrent.encode(), 0o644)?;
-    }
     record(&node, &torrent).await?;
+    drop(lease);
+    if let Some(out) = &request.out {
+        crate::repo::write_new(out, &torrent.encode())?;
+    }
     seed(&node, &torrent).await?;
     Ok(TorrentInfo {
         infohash: torrent.infohash().to_string(),

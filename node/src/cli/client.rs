@@ -37,18 +37,21 @@ impl Client {
         loop {
             match repo.lock() {
                 Ok(lock) => {
+                    repo.clear_api_address();
                     let node = Arc::new(Node::open(repo.clone(), lock).await?);
                     let router = crate::api::in_process(node.clone());
                     return Ok(Self { route: Route::InProcess { node, router }, progress });
                 }
-                Err(RepoError::InUse { .. }) => {}
+                Err(in_use @ RepoError::InUse { .. }) => match Self::daemon(repo, progress).await {
+                    Ok(client) => return Ok(client),
+                    // Its holder is starting, or a short command that will be gone in a moment.
+                    Err(_) if Instant::now() < deadline => {
+                        tokio::time::sleep(Duration::from_millis(50)).await
+                    }
+                    Err(_) if repo.api_address().is_none() => return Err(in_use.into()),
+                    Err(error) => return Err(error),
+                },
                 Err(error) => return Err(error.into()),
-            }
-            match Self::daemon(repo, progress).await {
-                Ok(client) => return Ok(client),
-                // Its holder is starting, or a short command that will be gone in a moment.
-                Err(_) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(50)).await,
-                Err(error) => return Err(error),
             }
         }
     }

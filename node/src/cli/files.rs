@@ -139,10 +139,11 @@ impl Get {
 
 /// The daemon may run in another directory.
 pub(super) fn absolute_torrent(reference: String) -> anyhow::Result<String> {
-    if reference.ends_with(".torrent") && !reference.starts_with("magnet:") {
-        return Ok(std::path::absolute(&reference)?.display().to_string());
+    use crate::retrieve::Reference;
+    match reference.parse() {
+        Ok(Reference::TorrentFile(path)) => Ok(std::path::absolute(path)?.display().to_string()),
+        _ => Ok(reference),
     }
-    Ok(reference)
 }
 
 fn default_target(reference: &str) -> anyhow::Result<PathBuf> {

@@ -174,7 +174,7 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("btfs: {error:#}");
+            eprintln!("btfs: {}", crate::api::call::told(&error));
             ExitCode::FAILURE
         }
     }

@@ -198,6 +198,9 @@ pub struct Shutdown {}
 impl Shutdown {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
         let repo = Repo::open(&context.path)?;
+        if repo.lock().is_ok() {
+            bail!("no daemon runs on {}", repo.root().display());
+        }
         let client = Client::daemon(&repo, false).await?;
         let answer = client.call(&ShutdownRequest {}).await?;
         // It is down when the repo is free again.

@@ -37,7 +37,10 @@ impl Demo {
         let say = Say { silent: json, begun };
         let dir = tempfile::Builder::new().prefix("btfs-demo-").tempdir()?;
         let mut story = Story::begin(say, dir.path(), self.file.as_deref()).await?;
-        let told = story.tell().await;
+        let told = tokio::select! {
+            told = story.tell() => told,
+            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        };
         if self.keep && told.is_ok() {
             story.keep();
             let path = dir.keep();

@@ -78,6 +78,8 @@ impl NodeProcess {
             .spawn()
             .with_context(|| format!("cannot start {}", self.name))?;
         let stdout = child.stdout.take().context("the daemon has no stdout")?;
+        // From here on a failure ends the process with this value.
+        self.child = Some(child);
         let mut lines = BufReader::new(stdout).lines();
         let line = tokio::time::timeout(STARTS_WITHIN, lines.next_line())
             .await
@@ -88,7 +90,6 @@ impl NodeProcess {
         self.ready =
             Some(serde_json::from_str(&line).with_context(|| format!("{} said: {line}", self.name))?);
         self.client = Some(Client::daemon(&Repo::open(&self.path)?, false).await?);
-        self.child = Some(child);
         Ok(())
     }
 
@@ -134,9 +135,16 @@ impl NodeProcess {
         if let Some(pid) = pid {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         }
-        let status = tokio::time::timeout(STOPS_WITHIN, child.wait())
-            .await
-            .map_err(|_| anyhow!("{} did not stop within {} s", self.name, STOPS_WITHIN.as_secs()))??;
+        let Ok(status) = tokio::time::timeout(STOPS_WITHIN, child.wait()).await else {
+            child.kill().await?;
+            bail!(
+                "{} did not stop within {} s and was killed{}",
+                self.name,
+                STOPS_WITHIN.as_secs(),
+                self.log_tail()
+            );
+        };
+        let status = status?;
         if !status.success() {
             bail!("{} ended with {status}{}", self.name, self.log_tail());
         }

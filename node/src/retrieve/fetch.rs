@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use btfs_p2p::Host;
 use btfs_p2p::bitswap::Session;
 use btfs_storage::read::ReadError;
-use btfs_storage::{BlockSource, Bytes, Cid, dagpb};
+use btfs_storage::{Bytes, Cid, dagpb};
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::RetrieveError;
 use super::parity::Parity;
 use super::sink::Sink;
-use super::{Fetched, RetrieveError};
 use crate::api::call::Progress;
 use crate::node::Node;
 
@@ -93,10 +93,11 @@ impl Fetch {
 
     /// One block: from the store, a peer, or parity.
     pub async fn block(&self, cid: Cid) -> Result<(Bytes, Origin), RetrieveError> {
-        if let Some(block) = self.node.store.run(move |store| store.get(&cid)).await? {
+        if let Some(block) = super::stored(&self.node.store, cid).await? {
             return Ok((block, Origin::Local));
         }
         tokio::select! {
+            biased;
             found = self.from_peers_or_parity(cid) => {
                 *self.last_block.lock() = Instant::now();
                 let found = found?;
@@ -139,9 +140,16 @@ impl Fetch {
     }
 
     /// Walks the DAG below `root`, depth first, many blocks at once, into `sink`.
-    pub async fn whole(&self, root: Cid, sink: &Sink, progress: &Progress) -> Result<Fetched, RetrieveError> {
+    /// Answers how many blocks came over the network and how many from parity.
+    pub async fn whole(
+        &self,
+        root: Cid,
+        sink: &Sink,
+        progress: &Progress,
+    ) -> Result<(u64, u64), RetrieveError> {
         let mut waiting = vec![root];
-        let mut named = HashSet::from([*root.hash()]);
+        // By codec too: bytes that were met as a raw block may be met again as a node with children.
+        let mut named = HashSet::from([(root.codec(), *root.hash())]);
         let mut in_flight = FuturesUnordered::new();
         let (mut bytes, mut from_parity) = (0u64, 0u64);
         let before = self.from_network.load(Ordering::Relaxed);
@@ -158,13 +166,18 @@ impl Fetch {
             progress.step("fetching", bytes, None);
             let children = dagpb::links(&cid, &block)
                 .map_err(|error| RetrieveError::Read(ReadError::Links { cid, source: error }))?;
-            waiting.extend(children.into_iter().rev().filter(|child| named.insert(*child.hash())));
+            waiting.extend(
+                children.into_iter().rev().filter(|child| named.insert((child.codec(), *child.hash()))),
+            );
+            if named.len() > super::MAX_DAG_BLOCKS {
+                return Err(RetrieveError::TooManyBlocks(root));
+            }
             sink.put(cid, block).await?;
             if sink.is_broken() {
                 break;
             }
         }
         let from_network = self.from_network.load(Ordering::Relaxed) - before;
-        Ok(Fetched { from_network, from_parity })
+        Ok((from_network, from_parity))
     }
 }

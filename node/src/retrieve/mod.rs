@@ -10,13 +10,14 @@
 //!
 //! A fetch gives up when no new block came for its timeout, and then names the peers it asked.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use btfs_storage::read::{self, DirEntry, ReadError, Stat};
-use btfs_storage::{BlockSource, Bytes, Cid, Class, Ingested, Pin, StoreError};
+use btfs_storage::{BlockSource, Bytes, Cid, Class, Ingest, Ingested, Pin, StoreError};
 use futures::stream::{BoxStream, StreamExt};
 use tokio::sync::OnceCell;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::call::Progress;
 use crate::node::Node;
@@ -27,7 +28,7 @@ mod reference;
 mod sink;
 pub mod torrent;
 
-pub use parity::{LAYOUT_TABLE, LayoutRequest, LayoutResponse, known_layout, remember_layout};
+pub use parity::{LAYOUT_TABLE, LayoutRequest, LayoutResponse, known_layouts, layout_row, remember_layout};
 pub use reference::{BadReference, Reference};
 
 use fetch::Fetch;
@@ -63,6 +64,11 @@ pub enum RetrieveError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// More blocks than a fetch keeps track of.
+    #[error(
+        "{0} has more than {MAX_DAG_BLOCKS} blocks, which is more than one fetch keeps track of; fetch parts of it by path"
+    )]
+    TooManyBlocks(Cid),
     /// The exchange could not ask.
     #[error(transparent)]
     Exchange(#[from] btfs_p2p::bitswap::FetchError),
@@ -80,13 +86,17 @@ fn asked_text(asked: &[String]) -> String {
 }
 
 /// What a finished fetch did.
-#[derive(Clone, Copy, Debug, Default)]
 pub struct Fetched {
     /// Blocks that came over the network.
     pub from_network: u64,
     /// Blocks rebuilt from parity.
     pub from_parity: u64,
+    /// Keeps the blocks from being collected until it is dropped.
+    pub lease: Ingest,
 }
+
+/// Blocks of one DAG that a fetch keeps track of: 1 TiB of 1 MiB leaves. A hostile DAG must not fill the memory.
+const MAX_DAG_BLOCKS: usize = 1 << 20;
 
 /// A way to content through one node.
 #[derive(Clone)]
@@ -94,6 +104,8 @@ pub struct Retriever {
     node: Arc<Node>,
     timeout: Duration,
     network: bool,
+    /// The root that paths began at: the one that providers announce.
+    origin: Arc<OnceLock<Cid>>,
     /// Made when the first block is missing; one for all that this retriever fetches.
     fetch: Arc<OnceCell<Arc<Fetch>>>,
 }
@@ -105,7 +117,7 @@ impl Retriever {
     /// Fetches what is missing, with the timeout of the configuration.
     pub fn new(node: Arc<Node>) -> Self {
         let timeout = Duration::from_secs(node.config.fetch.timeout_secs);
-        Self { node, timeout, network: true, fetch: Arc::default() }
+        Self { node, timeout, network: true, origin: Arc::default(), fetch: Arc::default() }
     }
 
     /// Answers from the local store alone.
@@ -134,6 +146,8 @@ impl Retriever {
 
     /// Follows a path below `root`.
     pub async fn path(&self, root: &Cid, path: &str) -> Result<Cid, RetrieveError> {
+        // Only the first counts: the others lie below it.
+        let _ = self.origin.set(*root);
         if path.is_empty() {
             return Ok(*root);
         }
@@ -155,8 +169,7 @@ impl Retriever {
 
     /// One block.
     pub async fn block(&self, cid: &Cid) -> Result<Bytes, RetrieveError> {
-        let wanted = *cid;
-        if let Some(block) = self.node.store.run(move |store| store.get(&wanted)).await? {
+        if let Some(block) = stored(&self.node.store, *cid).await? {
             return Ok(block);
         }
         Ok(self.fetch(cid).await?.block(*cid).await?.0)
@@ -184,68 +197,84 @@ impl Retriever {
                 plan = back;
                 match slice {
                     Ok(slice) => return Ok(slice.map(|slice| (slice, (retriever, plan)))),
-                    Err(ReadError::Missing(cid)) => retriever.cache(&plan.root(), cid).await?,
+                    Err(ReadError::Missing(cid) | ReadError::Store(StoreError::Corrupt { cid })) => {
+                        retriever.cache(&plan.root(), cid).await?;
+                    }
                     Err(error) => return Err(RetrieveError::Read(error)),
                 }
             }
         });
         let retriever = self.clone();
-        let bytes = slices
-            .map(move |slice| {
-                let retriever = retriever.clone();
-                async move {
-                    let slice = slice?;
-                    if let Some(content) = slice.content {
-                        return Ok(content);
+        let bytes =
+            slices
+                .map(move |slice| {
+                    let retriever = retriever.clone();
+                    // A task of its own: blocks come in though the reader pauses.
+                    let fetched = AbortOnDropHandle::new(tokio::spawn(async move {
+                        let slice = slice?;
+                        if let Some(content) = slice.content {
+                            return Ok(content);
+                        }
+                        let block = retriever.block(&slice.cid).await?;
+                        slice.bytes(&OneBlock { cid: slice.cid, block }).map_err(RetrieveError::Read)
+                    }));
+                    async move {
+                        fetched.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
                     }
-                    let block = retriever.block(&slice.cid).await?;
-                    slice.bytes(&OneBlock { cid: slice.cid, block }).map_err(RetrieveError::Read)
-                }
-            })
-            .buffered(Self::READ_AHEAD);
+                })
+                .buffered(Self::READ_AHEAD);
         Ok(bytes.boxed())
     }
 
-    /// Brings the whole DAG into the store and, if asked, pins it in the same acknowledgement.
+    /// Brings the whole DAG into the store and, if asked, pins it in the same acknowledgement. What it returns keeps the
+    /// blocks from being collected.
     pub async fn whole(
         &self,
         root: &Cid,
         pin: Option<Pin>,
         progress: &Progress,
     ) -> Result<Fetched, RetrieveError> {
-        let from = *root;
-        let complete = self
-            .node
-            .store
-            .run(move |store| {
-                for block in read::walk(store, &from) {
-                    match block {
-                        Ok(_) => {}
-                        Err(ReadError::Missing(_)) => return Ok(false),
-                        Err(error) => return Err(error),
-                    }
-                }
-                Ok(true)
-            })
-            .await
-            .map_err(RetrieveError::Read)?;
+        let _ = self.origin.set(*root);
+        let class = if pin.is_some() { Class::Own } else { Class::Cache };
+        // Before the walk: what it finds, and what is fetched later, is protected from now on.
+        let lease = self.node.store.ingest(class)?;
+        let (lease, complete) = self.keep_local(root, lease).await?;
         if complete {
             if let Some(pin) = pin {
                 self.pin_local(pin).await?;
             }
-            return Ok(Fetched::default());
+            return Ok(Fetched { from_network: 0, from_parity: 0, lease });
         }
-        let class = if pin.is_some() { Class::Own } else { Class::Cache };
         let sink = Sink::start(&self.node.store, class)?;
-        let fetched = self.fetch(root).await?.whole(*root, &sink, progress).await?;
-        let node = self.node.clone();
+        let (from_network, from_parity) = self.fetch(root).await?.whole(*root, &sink, progress).await?;
+        let store = self.node.store.clone();
         let _: Ingested = sink
             .finish(move |batch| match &pin {
-                Some(pin) => node.store.pin(batch, pin),
+                Some(pin) => store.pin(batch, pin),
                 None => Ok(()),
             })
             .await?;
-        Ok(fetched)
+        Ok(Fetched { from_network, from_parity, lease })
+    }
+
+    /// Protects what is here of a DAG; tells whether it is all of it.
+    async fn keep_local(&self, root: &Cid, mut lease: Ingest) -> Result<(Ingest, bool), RetrieveError> {
+        let root = *root;
+        self.node
+            .store
+            .run(move |store| {
+                for block in read::walk(store, &root) {
+                    match block {
+                        Ok((cid, _)) if lease.keep(&cid)? => {}
+                        Ok(_) | Err(ReadError::Missing(_) | ReadError::Store(StoreError::Corrupt { .. })) => {
+                            return Ok((lease, false));
+                        }
+                        Err(error) => return Err(RetrieveError::Read(error)),
+                    }
+                }
+                Ok((lease, true))
+            })
+            .await
     }
 
     /// Brings one block into the store and pins it alone.
@@ -280,7 +309,9 @@ impl Retriever {
             let attempt = read.clone();
             match self.node.store.run(move |store| attempt(store)).await {
                 Ok(value) => return Ok(value),
-                Err(ReadError::Missing(cid)) => self.cache(root, cid).await?,
+                Err(ReadError::Missing(cid) | ReadError::Store(StoreError::Corrupt { cid })) => {
+                    self.cache(root, cid).await?;
+                }
                 Err(error @ (ReadError::NotFound { .. } | ReadError::NotADirectory { .. })) => {
                     return Err(RetrieveError::NoSuchPath(error.to_string()));
                 }
@@ -303,11 +334,20 @@ impl Retriever {
         if !self.network || self.node.host().is_err() {
             return Err(RetrieveError::Offline(*root));
         }
+        let root = self.origin.get().unwrap_or(root);
         self.fetch
             .get_or_try_init(|| async {
                 Fetch::start(self.node.clone(), *root, self.timeout).await.map(Arc::new)
             })
             .await
+    }
+}
+
+/// A block of the store. A damaged one was put aside and is as good as absent: it is fetched again.
+async fn stored(store: &btfs_storage::Store, cid: Cid) -> Result<Option<Bytes>, StoreError> {
+    match store.run(move |store| store.get(&cid)).await {
+        Err(StoreError::Corrupt { .. }) => Ok(None),
+        other => other,
     }
 }
 

@@ -50,9 +50,6 @@ impl FromStr for Reference {
         if text.starts_with("magnet:") {
             return Ok(Self::Magnet(text.to_owned()));
         }
-        if text.ends_with(".torrent") {
-            return Ok(Self::TorrentFile(PathBuf::from(text)));
-        }
         if text.starts_with("/ipns/") || text.starts_with("ipns://") {
             return Err(BadReference::Ipns(text.to_owned()));
         }
@@ -67,6 +64,9 @@ impl FromStr for Reference {
         }
         let (root, path) = content.split_once('/').unwrap_or((content, ""));
         match Cid::from_str(root) {
+            Err(_) if prefixed.is_none() && text.ends_with(".torrent") => {
+                Ok(Self::TorrentFile(PathBuf::from(text)))
+            }
             Ok(root) => Ok(Self::Ipfs { root, path: path.trim_matches('/').to_owned() }),
             Err(_) if prefixed.is_none() && !looks_like_cid(root) => {
                 Err(BadReference::Unknown(text.to_owned()))
@@ -97,6 +97,8 @@ mod tests {
         assert_eq!("aa".repeat(20).parse(), Ok(Reference::Infohash([0xaa; 20])));
         assert!(matches!("magnet:?xt=urn:btih:aa".parse(), Ok(Reference::Magnet(_))));
         assert!(matches!("x/y.torrent".parse(), Ok(Reference::TorrentFile(_))));
+        assert_eq!(format!("/ipfs/{CID}/y.torrent").parse(), Ok(ipfs("y.torrent")));
+        assert_eq!(format!("{CID}/y.torrent").parse(), Ok(ipfs("y.torrent")));
     }
 
     #[test]

@@ -12,10 +12,10 @@ use btfs_market::{HostService, Market, MarketEvent};
 use btfs_p2p::Host;
 use btfs_storage::db::Table;
 use btfs_storage::layout::Layout;
-use btfs_storage::{BlockSource, Cid, Store, dagpb, hash};
+use btfs_storage::{BlockSource, Cid, Store, StoreError, dagpb, hash};
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::retrieve::LAYOUT_TABLE;
+use crate::retrieve::{LAYOUT_TABLE, known_layouts, layout_row};
 
 /// Agreement to the root that is announced for it.
 pub const HOSTED_TABLE: Table<[u8; 32], String> = Table::new("hosted_roots");
@@ -79,7 +79,7 @@ async fn announce(store: &Store, host: &Host, market: &HostService, id: B256) {
                 let mut batch = store.state().batch();
                 batch.put(&HOSTED_TABLE, &id.0, &content.root.to_string())?;
                 if let Some(layout) = content.layout {
-                    batch.put(&LAYOUT_TABLE, &content.root.hash().to_bytes(), &layout.to_string())?;
+                    batch.put(&LAYOUT_TABLE, &layout_row(&content.root, &layout), &())?;
                 }
                 store.state().commit(batch)?;
             }
@@ -128,11 +128,16 @@ async fn withdraw(store: &Store, host: &Host, id: B256) {
             let others = store.state().scan(&HOSTED_TABLE, &[]).filter_map(Result::ok);
             let last = others.filter(|(other, of)| *other != id.0 && *of == root).count() == 0;
             let root: Option<Cid> = root.parse().ok().filter(|_| last);
+            // What this node's user keeps, or has stored with others, stays known.
+            let kept = root.as_ref().map(|root| store.is_pinned_root(root)).transpose()?.unwrap_or(true);
+            let root = root.filter(|_| !kept);
             if let Some(root) = &root {
-                batch.delete(&LAYOUT_TABLE, &root.hash().to_bytes())?;
+                for layout in known_layouts(store, root)? {
+                    batch.delete(&LAYOUT_TABLE, &layout_row(root, &layout))?;
+                }
             }
             store.state().commit(batch)?;
-            Ok::<_, btfs_storage::db::DbError>(root)
+            Ok::<_, StoreError>(root)
         })
         .await;
     match gone {

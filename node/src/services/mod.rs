@@ -19,7 +19,7 @@ use btfs_storage::{Cid, Store};
 
 use crate::api::call::ApiError;
 use crate::node::{AGENT, Node};
-use crate::retrieve::{LAYOUT_TABLE, LayoutRequest, LayoutResponse, known_layout};
+use crate::retrieve::{LAYOUT_TABLE, LayoutRequest, LayoutResponse, known_layouts};
 
 pub mod announce;
 pub mod courier;
@@ -265,10 +265,10 @@ impl RpcHandler for LayoutHandler {
         let root: Cid = request.root.parse().map_err(|error| format!("not a CID: {error}"))?;
         let known = self
             .store
-            .run(move |store| known_layout(store, &root))
+            .run(move |store| known_layouts(store, &root))
             .await
             .map_err(|error| error.to_string())?;
-        let answer = LayoutResponse { layout: known.map(|cid| cid.to_string()) };
+        let answer = LayoutResponse { layouts: known.iter().map(ToString::to_string).collect() };
         serde_ipld_dagcbor::to_vec(&answer).map_err(|error| error.to_string())
     }
 }
