@@ -8,9 +8,10 @@
 //! * [`process`] starts, asks and ends the nodes; * `story` is what happens, step by step; * `report` is the end:
 //!   figures, the checks, the table.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub mod process;
 mod report;
@@ -34,20 +35,17 @@ impl Demo {
     /// Runs it; fails if anything is not as it must be.
     pub async fn run(self, json: bool) -> anyhow::Result<()> {
         let begun = std::time::Instant::now();
+        let mut signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
         let say = Say { silent: json, begun };
         let dir = tempfile::Builder::new().prefix("btfs-demo-").tempdir()?;
         let mut story = Story::begin(say, dir.path(), self.file.as_deref()).await?;
         let told = tokio::select! {
             told = story.tell() => told,
-            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+            () = any(&mut signals) => Err(anyhow::anyhow!("the demo was interrupted; its network is stopped")),
         };
         if self.keep && told.is_ok() {
             story.keep();
-            let path = dir.keep();
-            say.line(&format!("the network runs on; its repos are in {}", path.display()));
-            for name in ["renter", "host-1"] {
-                say.line(&format!("export BTFS_PATH={}   # to be the {name}", path.join(name).display()));
-            }
+            say.how_to_use(&dir.keep());
         } else {
             story.end().await;
         }
@@ -60,6 +58,14 @@ impl Demo {
         }
         anyhow::ensure!(faults.is_empty(), "the demo did not go as it must:\n  {}", faults.join("\n  "));
         Ok(())
+    }
+}
+
+/// Waits for one of two signals.
+async fn any([one, other]: &mut [Signal; 2]) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
     }
 }
 
@@ -76,5 +82,14 @@ impl Say {
         if !self.silent {
             println!("{:6.1}s  {text}", self.begun.elapsed().as_secs_f64());
         }
+    }
+
+    /// How to play with a network that runs on, in lines for a shell; beside the JSON when that is the answer.
+    fn how_to_use(&self, dir: &Path) {
+        let mut text = format!("# the network runs on; its repos are in {}\n", dir.display());
+        for (name, role) in [("renter", "the renter"), ("host-1", "a host")] {
+            text += &format!("export BTFS_PATH={}   # to be {role}\n", dir.join(name).display());
+        }
+        if self.silent { eprint!("{text}") } else { print!("{text}") }
     }
 }

@@ -34,6 +34,8 @@ pub struct NodeProcess {
     pub ready: Option<Ready>,
     child: Option<Child>,
     client: Option<Client>,
+    /// Largest peak of its earlier processes in KiB.
+    earlier_peak_kib: Option<u64>,
 }
 
 /// A daemon has so long to get ready.
@@ -53,7 +55,14 @@ impl NodeProcess {
             arguments.extend(["--network".to_owned(), network.display().to_string()]);
         }
         run(path, &arguments).await?;
-        Ok(Self { name: name.to_owned(), path: path.to_owned(), ready: None, child: None, client: None })
+        Ok(Self {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            ready: None,
+            child: None,
+            client: None,
+            earlier_peak_kib: None,
+        })
     }
 
     /// Runs `btfs ARGUMENTS --json` on its repo and reads the answer.
@@ -77,9 +86,10 @@ impl NodeProcess {
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", self.name))?;
-        let stdout = child.stdout.take().context("the daemon has no stdout")?;
-        // From here on a failure ends the process with this value.
+        let stdout = child.stdout.take();
+        // From here on it ends with this, whatever happens next.
         self.child = Some(child);
+        let stdout = stdout.context("the daemon has no stdout")?;
         let mut lines = BufReader::new(stdout).lines();
         let line = tokio::time::timeout(STARTS_WITHIN, lines.next_line())
             .await
@@ -130,6 +140,7 @@ impl NodeProcess {
     /// Asks it to stop and waits for its end.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
         self.client = None;
+        self.earlier_peak_kib = self.peak_memory_kib();
         let Some(mut child) = self.child.take() else { return Ok(()) };
         let pid = child.id().and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?));
         if let Some(pid) = pid {
@@ -154,6 +165,7 @@ impl NodeProcess {
     /// SIGKILL: it gets no chance to tell anybody.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
         self.client = None;
+        self.earlier_peak_kib = self.peak_memory_kib();
         if let Some(mut child) = self.child.take() {
             child.kill().await?;
         }
@@ -168,18 +180,15 @@ impl NodeProcess {
         }
     }
 
-    /// Peak resident memory of its process in KiB, while it runs.
+    /// Peak resident memory of its process, and of those it had before, in KiB; none if it never ran.
     pub fn peak_memory_kib(&self) -> Option<u64> {
-        let pid = self.child.as_ref()?.id()?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?
-            .trim()
-            .strip_suffix(" kB")?
-            .trim()
-            .parse()
-            .ok()
+        let of_child = || {
+            let pid = self.child.as_ref()?.id()?;
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+            peak.trim().strip_suffix(" kB")?.trim().parse().ok()
+        };
+        of_child().max(self.earlier_peak_kib)
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Report {
     pub supply_before: String,
     pub supply_after: String,
     pub space_freed_on_day: Option<u32>,
-    /// Largest peak of all processes that ran at the end.
+    /// Largest peak of all the nodes' processes.
     pub peak_memory_kib: Option<u64>,
 }
 
