@@ -4,6 +4,8 @@
 //! `BTFS_BIN` and real peers installed by `tests/peers/install`; a missing program or peer is a failure, never a skip.
 //! Everything here panics with a plain message when the program does not do what was asked of it: its callers are tests.
 
+pub mod api;
 pub mod bench;
+pub mod network;
 pub mod node;
 pub mod peers;

@@ -98,6 +98,11 @@ impl Node {
         &self.daemon.as_ref().expect("the daemon runs").ready
     }
 
+    /// Whether its daemon was started and not ended here.
+    pub fn runs(&self) -> bool {
+        self.daemon.is_some()
+    }
+
     /// The daemon's process id.
     pub fn pid(&self) -> u32 {
         self.daemon.as_ref().expect("the daemon runs").child.id()
@@ -134,6 +139,17 @@ impl Node {
     /// `btfs shutdown`; the daemon must end well.
     pub fn stop(&mut self) {
         self.json(&["shutdown"]);
+        self.ended_well();
+    }
+
+    /// Stops the daemon by a signal, which must end it well.
+    pub fn stop_by(&mut self, signal: rustix::process::Signal) {
+        let pid = i32::try_from(self.pid()).ok().and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(pid.expect("a process id"), signal).expect("our own child is there");
+        self.ended_well();
+    }
+
+    fn ended_well(&mut self) {
         let mut daemon = self.daemon.take().expect("the daemon runs");
         let status = daemon.child.wait().expect("our own child ends");
         assert!(status.success(), "the daemon ended with {status}{}", self.log_tail());
@@ -144,7 +160,8 @@ impl Node {
         crate::bench::peak_memory(self.pid()).expect("the daemon runs")
     }
 
-    fn log_tail(&self) -> String {
+    /// The end of the daemon's log, for messages.
+    pub fn log_tail(&self) -> String {
         let log = std::fs::read_to_string(self.file("daemon.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().rev().take(8).collect();
         lines.into_iter().rev().fold("\nthe daemon's log ends:".to_owned(), |text, line| text + "\n  " + line)

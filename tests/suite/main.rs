@@ -6,5 +6,11 @@
 pub use btfs_tests::{node, peers};
 
 mod cids;
+mod crash;
+mod demo;
+mod http;
+mod inputs;
 mod kubo;
+mod market;
+mod orders;
 mod torrents;

@@ -137,7 +137,7 @@ impl Exclusions {
 impl fmt::Display for Exclusions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return f.write_str("no host is known");
+            return f.write_str("none was ruled out");
         }
         for (i, (reason, n)) in self.0.iter().enumerate() {
             let comma = if i == 0 { "" } else { ", " };

@@ -125,7 +125,7 @@ async fn try_answer(node: &Arc<Node>, asked: &Asked) -> Result<Response, ApiErro
         if node.config.gateway.fetch { Retriever::new(node.clone()) } else { Retriever::local(node.clone()) };
     let cid = retriever.path(&root, &asked.path).await.map_err(failed)?;
     let headers = common_headers(asked, &cid)?;
-    let unchanged = asked.headers.get(header::IF_NONE_MATCH).is_some_and(|tags| matches_tag(tags, &headers));
+    let unchanged = is_known(asked, &headers);
     if asked.wants_raw() {
         let block = retriever.block(&cid).await.map_err(failed)?;
         if unchanged {
@@ -166,9 +166,11 @@ fn common_headers(asked: &Asked, cid: &Cid) -> Result<HeaderMap, ApiError> {
 const PATH_BYTES: &percent_encoding::AsciiSet =
     &percent_encoding::CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>').add(b'?').add(b'%');
 
-fn matches_tag(tags: &HeaderValue, headers: &HeaderMap) -> bool {
+/// Whether the asker says it has what these headers describe.
+fn is_known(asked: &Asked, headers: &HeaderMap) -> bool {
     let ours = headers.get(header::ETAG).and_then(|tag| tag.to_str().ok()).unwrap_or_default();
-    tags.to_str().is_ok_and(|tags| {
+    let theirs = asked.headers.get(header::IF_NONE_MATCH).and_then(|tags| tags.to_str().ok());
+    theirs.is_some_and(|tags| {
         tags.split(',').map(|tag| tag.trim().trim_start_matches("W/")).any(|tag| tag == "*" || tag == ours)
     })
 }
@@ -262,6 +264,9 @@ async fn directory(
     // A listing depends on this program's version, not on the content alone.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=604800"));
     headers.insert(header::ETAG, HeaderValue::from_str(&format!("\"DirIndex-1_CID-{cid}\""))?);
+    if is_known(asked, &headers) {
+        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+    }
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     let page = format!(
         "<!doctype html><meta charset=\"utf-8\"><title>{0}</title><h1>{0}</h1><ul>\n{rows}</ul>\n",

@@ -10,7 +10,7 @@ use btfs_ledger::typed::{Offer, Signed};
 use btfs_ledger::{B256, Btt, PublicKey};
 use btfs_storage::blocklist::BlockList;
 use btfs_storage::layout::Layout;
-use btfs_storage::{Cid, Class, Pin, PinKind, Store, erasure, read};
+use btfs_storage::{BlockSource, Cid, Class, Pin, PinKind, Store, erasure, read};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
@@ -152,12 +152,16 @@ impl RenterService {
         if request.anchors > MAX_ANCHORS {
             return Err(RentError::Request(format!("at most {MAX_ANCHORS} anchors are possible")));
         }
+        let root = request.root;
+        if self.0.store.run(move |s| s.block_size(&root)).await? == Some(0) {
+            // Said before hosts are asked: no host could change it.
+            return Err(RentError::Empty);
+        }
         let now = self.0.now().await?;
         let term = u64::from(request.epochs) * u64::from(epoch_length);
         let survey = self.0.survey(now).await?;
         let need = Need { size: 1, term, max_price: request.max_price, max_window: MAX_WINDOW, now };
-        let usable = self.0.usable(&survey, &need);
-        let (k, m) = redundancy(&request, usable)?;
+        let (k, m) = redundancy(&request, self.0.usable(&survey, &need))?;
         let id = hex::encode(rand::rng().random::<[u8; 16]>());
         let (pin, wanted) = (format!("quote:{id}"), request.clone());
         let laid = self.0.store.run(move |s| lay_out(s, &wanted, k, m, &pin, progress)).await?;
@@ -281,7 +285,7 @@ fn thing_of(prepared: &Prepared) -> Thing {
 }
 
 /// k and m: as asked, or by the number of usable hosts.
-fn redundancy(request: &StoreRequest, usable: usize) -> Result<(u8, u8), RentError> {
+fn redundancy(request: &StoreRequest, hosts: Usable) -> Result<(u8, u8), RentError> {
     if let Some(n) = request.copies {
         if n == 0 || n > btfs_storage::layout::MAX_COPIES {
             let most = btfs_storage::layout::MAX_COPIES;
@@ -292,14 +296,24 @@ fn redundancy(request: &StoreRequest, usable: usize) -> Result<(u8, u8), RentErr
     if let Some(km) = request.redundancy {
         return Ok(km);
     }
+    let Usable { usable, known, excluded } = hosts;
     let preset = PRESETS.iter().find(|(hosts, ..)| usable >= *hosts);
-    preset.map(|(_, k, m)| (*k, *m)).ok_or_else(|| {
-        RentError::Request(format!(
-            "{usable} usable hosts are too few for erasure coding (6 are needed for 2+4); \
-             ask for whole copies instead, for example --copies {}",
-            usable.clamp(1, 3)
-        ))
-    })
+    match (preset, usable) {
+        (Some((_, k, m)), _) => Ok((*k, *m)),
+        (None, 0) => Err(RentError::NoHosts { needed: 6, found: 0, known, excluded }),
+        (None, _) => Err(RentError::Request(format!(
+            "{usable} usable hosts are too few for erasure coding (6 are needed for 2+4); of {known} known \
+             {excluded}; ask for whole copies instead, for example --copies {}",
+            usable.min(3)
+        ))),
+    }
+}
+
+/// How many hosts would do, and why the others would not.
+struct Usable {
+    usable: usize,
+    known: usize,
+    excluded: Exclusions,
 }
 
 /// Walks the content, decides between coding and copies, and makes parity and lists.
@@ -390,9 +404,16 @@ impl Inner {
     }
 
     /// How many hosts fit a need.
-    fn usable(&self, survey: &Survey, need: &Need) -> usize {
-        let lines = survey.hosts.iter().map(|(peer, r)| self.line(*peer, r, need, survey.typical_price));
-        lines.filter(|l| l.excluded.is_none()).count()
+    fn usable(&self, survey: &Survey, need: &Need) -> Usable {
+        let mut excluded = Exclusions::default();
+        let mut usable = 0;
+        for (peer, record) in &survey.hosts {
+            match self.line(*peer, record, need, survey.typical_price).excluded {
+                Some(reason) => excluded.add(reason),
+                None => usable += 1,
+            }
+        }
+        Usable { usable, known: survey.hosts.len(), excluded }
     }
 
     /// Draws hosts for a need, best first, none of `tried`; also how many more would fit, and why others do not.

@@ -1,0 +1,333 @@
+//! The HTTP side of a daemon, its clean end, and that the command line says the same with and without a daemon.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use btfs_tests::api::Api;
+use btfs_tests::node::{Node, random_file, sha256};
+use reqwest::Method;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// A name that needs percent-encoding, and how it is written in a path.
+const ODD_NAME: &str = "größe & 100% <ok>.txt";
+const ODD_PATH: &str = "gr%C3%B6%C3%9Fe%20%26%20100%25%20%3Cok%3E.txt";
+/// Of more than one leaf, so that ranges cross leaves.
+const BIG: u64 = (5 << 20) + 17;
+
+fn path_text(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+/// A directory with a page, one without, odd names and a file of several leaves; its CID.
+fn add_site(node: &Node) -> String {
+    let site = node.file("site");
+    std::fs::create_dir_all(site.join("page")).expect("directories");
+    std::fs::create_dir_all(site.join("plain")).expect("directories");
+    std::fs::write(site.join("page/index.html"), "<h1>hello</h1>").expect("a file");
+    std::fs::write(site.join("plain").join(ODD_NAME), "odd").expect("a file");
+    random_file(&site.join("big.bin"), BIG, 11);
+    cid_of(&node.json(&["add", path_text(&site)]))
+}
+
+fn cid_of(answer: &Value) -> String {
+    answer["cid"].as_str().expect("a CID").to_owned()
+}
+
+#[test]
+fn gateway_files_and_ranges() {
+    let mut node = Node::init(None);
+    let root = add_site(&node);
+    node.start();
+    let gateway = Api::gateway(&node);
+    let content = std::fs::read(node.file("site/big.bin")).expect("the file");
+    let big = format!("/ipfs/{root}/big.bin");
+    let whole = gateway.get(&big, &[]);
+    assert_eq!(whole.status, 200);
+    assert!(whole.body == content);
+    assert_eq!(whole.header("accept-ranges"), "bytes");
+    assert_eq!(whole.header("content-length"), BIG.to_string());
+    assert!(whole.header("cache-control").contains("immutable"));
+    assert_eq!(whole.header("x-ipfs-path"), big);
+    let last = BIG - 1;
+    for (range, from, to) in
+        [("bytes=0-0", 0, 0), ("bytes=1048570-3145730", 1_048_570, 3_145_730), ("bytes=-7", BIG - 7, last)]
+    {
+        let part = gateway.get(&big, &[("range", range)]);
+        assert_eq!(part.status, 206, "{range}");
+        assert_eq!(part.header("content-range"), format!("bytes {from}-{to}/{BIG}"));
+        assert_eq!(part.header("content-length"), (to - from + 1).to_string());
+        assert!(part.body == content[from as usize..=to as usize], "{range}");
+    }
+    let beyond = gateway.get(&big, &[("range", &format!("bytes={BIG}-"))]);
+    assert_eq!((beyond.status, beyond.header("content-range")), (416, format!("bytes */{BIG}").as_str()));
+    let head = gateway.send(Method::HEAD, &big, &[], Vec::new());
+    assert_eq!((head.status, head.body.len()), (200, 0));
+    assert_eq!(head.header("content-length"), BIG.to_string());
+    let tag = whole.header("etag").to_owned();
+    assert_eq!(head.header("etag"), tag);
+    let same = gateway.get(&big, &[("if-none-match", &tag)]);
+    assert_eq!((same.status, same.body.len()), (304, 0));
+    assert_eq!(gateway.get(&big, &[("if-none-match", "\"other\"")]).status, 200);
+    node.stop();
+}
+
+#[test]
+fn gateway_directories_and_refusals() {
+    let mut node = Node::init(None);
+    let root = add_site(&node);
+    node.start();
+    let gateway = Api::gateway(&node);
+    let odd = gateway.get(&format!("/ipfs/{root}/plain/{ODD_PATH}"), &[]);
+    assert_eq!((odd.status, odd.text().as_str()), (200, "odd"));
+    assert_eq!(odd.header("content-type"), "text/plain; charset=utf-8");
+    let listing = gateway.get(&format!("/ipfs/{root}/plain/"), &[]);
+    assert_eq!(listing.status, 200);
+    assert!(listing.text().contains("größe &amp; 100% &lt;ok&gt;.txt"), "{}", listing.text());
+    assert!(!listing.text().contains("<ok>"), "a name became markup: {}", listing.text());
+    // The link in the listing leads to the file.
+    let text = listing.text();
+    let link = text.split("href=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a link");
+    assert_eq!(gateway.get(&link.replace("&amp;", "&"), &[]).text(), "odd");
+    let tag = listing.header("etag").to_owned();
+    let again = gateway.get(&format!("/ipfs/{root}/plain/"), &[("if-none-match", &tag)]);
+    assert_eq!(again.status, 304);
+    // A page is shown below a slash, so that its relative links work.
+    let moved = gateway.get(&format!("/ipfs/{root}/page"), &[]);
+    assert!(matches!(moved.status, 301 | 308), "{}", moved.status);
+    assert_eq!(moved.header("location"), format!("/ipfs/{root}/page/"));
+    let page = gateway.get(&format!("/ipfs/{root}/page/"), &[]);
+    assert_eq!((page.status, page.text().as_str()), (200, "<h1>hello</h1>"));
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    let raw = gateway.get(&format!("/ipfs/{root}?format=raw"), &[]);
+    assert_eq!(raw.header("content-type"), "application/vnd.ipld.raw");
+    assert_eq!(raw.body, node.run(&["block", "get", &root]).stdout);
+    let accepted = gateway.get(&format!("/ipfs/{root}"), &[("accept", "application/vnd.ipld.raw")]);
+    assert_eq!(accepted.body, raw.body);
+    assert_eq!(gateway.get(&format!("/ipfs/{root}/nothing/here"), &[]).status, 404);
+    assert_eq!(gateway.get(&format!("/ipfs/{root}/big.bin/below"), &[]).status, 404);
+    assert_eq!(gateway.get("/ipfs/bafynonsense", &[]).status, 400);
+    assert_eq!(gateway.send(Method::POST, &format!("/ipfs/{root}"), &[], Vec::new()).status, 405);
+    node.stop();
+}
+
+#[test]
+fn kubo_rpc() {
+    let mut node = Node::init(None);
+    let root = add_site(&node);
+    node.start();
+    let api = Api::of(&node);
+    let content = std::fs::read(node.file("site/big.bin")).expect("the file");
+    let added =
+        api.upload("/api/v0/add?pin=true", vec![("one", b"first".to_vec()), ("two", content.clone())]);
+    assert_eq!(added.status, 200, "{}", added.text());
+    let lines: Vec<Value> =
+        added.text().lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+    assert_eq!([&lines[0]["Name"], &lines[1]["Name"]], ["one", "two"]);
+    let listed = api.post(&format!("/api/v0/ls?arg={root}")).json();
+    let links = listed["Objects"][0]["Links"].as_array().expect("links").clone();
+    let big = links.iter().find(|link| link["Name"] == "big.bin").expect("an entry");
+    assert_eq!(big["Hash"], lines[1]["Hash"], "the same bytes have the same CID");
+    assert_eq!((&big["Size"], &big["Type"]), (&json!(BIG), &json!(2)));
+    assert!(links.iter().any(|link| link["Name"] == "plain" && link["Type"] == 1));
+    let cid = lines[1]["Hash"].as_str().expect("a CID");
+    let part = api.post(&format!("/api/v0/cat?arg={cid}&offset=1048570&length=100"));
+    assert!(part.body == content[1_048_570..1_048_670]);
+    let whole = api.post(&format!("/api/v0/cat?arg=/ipfs/{root}/big.bin"));
+    assert!(whole.body == content);
+    assert!(api.post(&format!("/api/v0/cat?arg={cid}&offset={BIG}")).body.is_empty());
+    assert!(api.post("/api/v0/pin/ls").json()["Keys"].get(cid).is_some());
+    assert_eq!(api.post(&format!("/api/v0/pin/rm?arg={cid}")).json()["Pins"], json!([cid]));
+    assert!(api.post("/api/v0/pin/ls").json()["Keys"].get(cid).is_none());
+    assert_eq!(api.post(&format!("/api/v0/pin/rm?arg={cid}")).status, 404);
+    assert_eq!(api.post(&format!("/api/v0/pin/add?arg={cid}")).json()["Pins"], json!([cid]));
+    let block = api.post(&format!("/api/v0/block/get?arg={root}"));
+    let stat = api.post(&format!("/api/v0/block/stat?arg={root}")).json();
+    assert_eq!((&stat["Key"], &stat["Size"]), (&json!(root), &json!(block.body.len())));
+    let id = api.post("/api/v0/id").json();
+    assert_eq!(id["ID"], node.peer());
+    assert!(id["Addresses"].as_array().is_some_and(|addresses| !addresses.is_empty()));
+    let version = api.post("/api/v0/version").json()["Version"].as_str().map(str::to_owned);
+    assert!(version.is_some_and(|version| !version.is_empty()));
+    assert!(api.post("/api/v0/repo/stat").json()["NumObjects"].as_u64().is_some_and(|blocks| blocks > 5));
+    assert_eq!(api.post("/api/v0/swarm/peers").json()["Peers"], json!([]));
+    // As Kubo: calls are POST; what fails says so in Kubo's shape.
+    assert_eq!(api.get("/api/v0/id", &[]).status, 405);
+    let wrong = api.post("/api/v0/block/get?arg=nonsense");
+    assert_eq!((wrong.status, &wrong.json()["Type"]), (400, &json!("error")));
+    assert!(wrong.json()["Message"].as_str().is_some_and(|text| text.contains("nonsense")));
+    node.stop();
+}
+
+#[test]
+fn own_calls_tell_progress() {
+    let mut node = Node::init(None);
+    node.start();
+    let api = Api::of(&node);
+    let file = node.file("file");
+    random_file(&file, 32 << 20, 12);
+    let request = json!({ "path": file });
+    let streamed = api.call_with("add", &request, &[("accept", "application/x-ndjson")]);
+    assert_eq!(streamed.header("content-type"), "application/x-ndjson");
+    let lines: Vec<Value> =
+        streamed.text().lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+    let (last, steps) = lines.split_last().expect("lines");
+    assert!(!steps.is_empty(), "no progress was told of 32 MiB");
+    let mut before = 0;
+    for step in steps {
+        assert_eq!(
+            (&step["progress"]["what"], &step["progress"]["total"]),
+            (&json!("adding"), &json!(32 << 20))
+        );
+        let done = step["progress"]["done"].as_u64().expect("bytes");
+        assert!(done >= before, "progress goes back");
+        before = done;
+    }
+    // One answer in either form.
+    let plain = api.call("add", &request);
+    assert_eq!((plain.status, &plain.json()), (200, &last["result"]));
+    let failed =
+        api.call_with("add", &json!({ "path": "/no/such/file" }), &[("accept", "application/x-ndjson")]);
+    let told: Value = serde_json::from_slice(&failed.body).expect("one line");
+    assert!(told["error"].as_str().is_some_and(|text| text.contains("/no/such/file")), "{told}");
+    node.stop();
+}
+
+/// Checks one sample line of the text format: `name{label="value",...} number`.
+fn check_sample(line: &str) {
+    let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no value in {line:?}"));
+    value.parse::<f64>().unwrap_or_else(|error| panic!("{error} in {line:?}"));
+    let (name, labels) = series.split_once('{').map_or((series, None), |(name, rest)| (name, Some(rest)));
+    let fits = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    assert!(name.starts_with("btfs_") && fits(name), "{line:?}");
+    let Some(labels) = labels else { return };
+    for label in labels.strip_suffix('}').expect("a closing brace").split(',') {
+        let (key, value) = label.split_once('=').expect("a label");
+        assert!(fits(key) && value.len() >= 2 && value.starts_with('"') && value.ends_with('"'), "{line:?}");
+    }
+}
+
+#[test]
+fn metrics_can_be_scraped() {
+    let mut node = Node::init(None);
+    add_site(&node);
+    node.start();
+    let metrics = Api::of(&node).get("/metrics", &[]);
+    assert_eq!(metrics.status, 200);
+    assert!(metrics.header("content-type").starts_with("application/openmetrics-text"));
+    let text = metrics.text();
+    let (samples, comments): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| !line.starts_with('#'));
+    samples.iter().for_each(|line| check_sample(line));
+    assert_eq!(comments.last(), Some(&"# EOF"));
+    for name in ["btfs_store_blocks ", "btfs_store_live_bytes{", "btfs_swarm_peers 0", "btfs_torrents 0"] {
+        assert!(samples.iter().any(|line| line.starts_with(name)), "no {name} in {text}");
+    }
+    node.stop();
+}
+
+/// What the read commands say of a repo that holds the site.
+fn answers(node: &Node, root: &str) -> Vec<Value> {
+    let big = format!("/ipfs/{root}/big.bin");
+    let mut stat = node.json(&["repo", "stat"]);
+    // The disk is not the node's alone, and its files change shape when it opens them.
+    for moving in ["disk_bytes", "free_bytes"] {
+        assert!(stat[moving].take().as_u64().is_some(), "{moving} is told");
+    }
+    let cat = node.run(&["cat", &big, "--offset", "1048570", "--length", "100"]);
+    assert!(cat.status.success());
+    vec![
+        node.json(&["ls", root]),
+        node.json(&["ls", &format!("/ipfs/{root}/plain")]),
+        node.json(&["pin", "ls"]),
+        node.json(&["block", "stat", root]),
+        stat,
+        json!(cat.stdout),
+        json!(node.run(&["block", "get", root]).stdout),
+        node.json(&["add", "--only-hash", path_text(&node.file("site/big.bin"))]),
+        json!(node.fails(&["ls", &format!("/ipfs/{root}/nothing")])),
+    ]
+}
+
+#[test]
+fn offline_and_online_say_the_same() {
+    let mut node = Node::init(None);
+    let root = add_site(&node);
+    let offline = answers(&node, &root);
+    let first = node.file("first");
+    node.json(&["get", &root, "--output", path_text(&first)]);
+    node.start();
+    assert_eq!(answers(&node, &root), offline);
+    let second = node.file("second");
+    node.json(&["get", &root, "--output", path_text(&second)]);
+    for name in ["big.bin", "page/index.html"] {
+        assert_eq!(sha256(&first.join(name)), sha256(&second.join(name)));
+        assert_eq!(sha256(&first.join(name)), sha256(&node.file("site").join(name)));
+    }
+    // Added and pinned with a daemon, it is there without one; let go without, it is gone with one.
+    std::fs::write(node.file("late"), "late").expect("a file");
+    let late = cid_of(&node.json(&["add", path_text(&node.file("late"))]));
+    node.stop();
+    assert_eq!(node.run(&["cat", &late]).stdout, b"late");
+    node.json(&["pin", "rm", &late]);
+    node.json(&["repo", "gc"]);
+    node.start();
+    let pins = node.json(&["pin", "ls"]);
+    assert!(pins["pins"].as_array().expect("pins").iter().all(|pin| pin["cid"] != late.as_str()));
+    assert_eq!(answers(&node, &root), offline);
+    node.stop();
+}
+
+#[test]
+fn signals_end_it_well_and_a_restart_keeps_everything() {
+    let mut node = Node::init(None);
+    let root = add_site(&node);
+    let (token, peer) =
+        (std::fs::read(node.repo().join("api-token")).expect("the token"), node.json(&["id"]));
+    let before = answers(&node, &root);
+    for signal in [Signal::INT, Signal::TERM] {
+        node.start();
+        assert_eq!(answers(&node, &root), before);
+        // An open connection to the API does not keep it alive.
+        let api = Api::of(&node);
+        assert_eq!(api.get("/api/v1/ready", &[]).status, 401, "even this wants the token");
+        node.stop_by(signal);
+        assert!(!node.repo().join("api").exists(), "the address of a daemon that is gone");
+    }
+    assert_eq!(answers(&node, &root), before);
+    assert_eq!(node.json(&["id"]), peer);
+    assert_eq!(std::fs::read(node.repo().join("api-token")).expect("the token"), token);
+}
+
+#[test]
+fn only_who_may_calls() {
+    let mut node = Node::init(None);
+    node.start();
+    let api = Api::of(&node);
+    let call = |headers: &[(&str, &str)], path: &str| {
+        let answer = api.send(Method::POST, path, headers, b"{}".to_vec());
+        let told = answer.json()["Message"].as_str().unwrap_or_default().to_owned();
+        (answer.status, told)
+    };
+    for path in
+        ["/api/v1/shutdown", "/api/v1/wallet/send", "/api/v0/shutdown", "/api/v1/config", "/api/v1/add"]
+    {
+        let (status, told) = call(&[], path);
+        assert!(status == 401 && told.contains("api-token"), "{path}: {status} {told}");
+        assert_eq!(call(&[("authorization", "Bearer 0000")], path).0, 401);
+    }
+    let (status, told) = call(&[("host", "evil.example:5101")], "/api/v0/id");
+    assert!(status == 403 && told.contains("Host"), "{status} {told}");
+    let (status, told) = call(&[("origin", "http://evil.example")], "/api/v0/id");
+    assert!(status == 403 && told.contains("origin"), "{status} {told}");
+    // A page cannot use the token's lack of a preflight either: the origin is refused first.
+    let token = std::fs::read_to_string(node.repo().join("api-token")).expect("the token");
+    let bearer = format!("Bearer {}", token.trim());
+    let page = [("authorization", bearer.as_str()), ("origin", "http://evil.example")];
+    assert_eq!(call(&page, "/api/v1/shutdown").0, 403);
+    // It is all still there.
+    assert_eq!(api.post("/api/v0/id").status, 200);
+    assert_eq!(api.post("/api/v0/id").json()["ID"], node.peer());
+    let mode = std::fs::metadata(node.repo().join("api-token")).expect("the token").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    node.stop();
+}
