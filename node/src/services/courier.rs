@@ -52,8 +52,10 @@ impl Courier for Libp2p {
             RpcError::Timeout { .. } => CourierError::Timeout,
             RpcError::Refused { message, .. } => CourierError::Refused(message),
             RpcError::Busy { message, .. } => CourierError::Refused(message),
-            // A connection that broke says that the peer is away, not that it answered wrongly.
-            broken @ RpcError::Stream { .. } => CourierError::Unreachable(broken.to_string()),
+            // The other side broke the rules only if it sent something; a connection that ends says that it is gone.
+            RpcError::Stream { source, .. } if source.kind() != std::io::ErrorKind::InvalidData => {
+                CourierError::Unreachable(format!("the connection broke: {source}"))
+            }
             off @ RpcError::Unsupported { .. } => CourierError::Refused(off.to_string()),
             closed @ RpcError::Closed => CourierError::Myself(closed.to_string()),
             other => CourierError::Protocol(other.to_string()),

@@ -1,0 +1,154 @@
+//! Kills in the middle of adding, one large file or many small ones: every CID that was given out reads back whole.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use btfs_tests::node::{Node, random_file, sha256};
+use btfs_tests::peers;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+
+use super::world::text;
+
+/// Kills of each kind.
+const ROUNDS: usize = 4;
+/// Well above what is acknowledged by the log alone.
+const LARGE: u64 = 64 << 20;
+/// Largest of the small ones: acknowledged by the log alone.
+const SMALL: u64 = 300_000;
+/// Who add small files at once.
+const ADDERS: usize = 3;
+/// Small files are added for at most so long before the kill.
+const ADDING: Duration = Duration::from_secs(1);
+
+/// A file whose CID was given out.
+struct Acknowledged {
+    cid: String,
+    sha256: String,
+}
+
+/// `btfs add` on a repo; the CID if it was given out.
+fn add(repo: &Path, file: &Path) -> Option<String> {
+    let output = Command::new(peers::btfs())
+        .args(["add", "--json"])
+        .arg(file)
+        .env("BTFS_PATH", repo)
+        .stdin(Stdio::null())
+        .output()
+        .expect("btfs runs");
+    if !output.status.success() {
+        assert!(!output.stderr.is_empty(), "`add` failed without a word");
+        return None;
+    }
+    let added: Value = serde_json::from_slice(&output.stdout).expect("an answer");
+    Some(text(&added, "cid").to_owned())
+}
+
+/// All that was acknowledged is there, pinned and whole, also after the collector has run.
+fn check(node: &Node, all: &[Acknowledged]) {
+    node.json(&["repo", "gc"]);
+    let pins = node.json(&["pin", "ls"]).to_string();
+    let target = node.file("read-back");
+    for file in all {
+        assert!(pins.contains(&file.cid), "the pin of {} is gone", file.cid);
+        node.json(&["get", &file.cid, "--output", &target.display().to_string()]);
+        assert_eq!(sha256(&target), file.sha256, "{}", file.cid);
+        std::fs::remove_file(&target).expect("the file is there");
+    }
+    let stat = node.json(&["repo", "stat"]);
+    assert_eq!(stat["quarantined_blocks"], 0, "{stat}");
+}
+
+/// Adds small files until told to stop or until the node is gone.
+fn add_small(repo: &Path, dir: PathBuf, seed: u64, stop: &AtomicBool) -> Vec<Acknowledged> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let file = dir.join(format!("small-{seed}"));
+    let mut acknowledged = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        random_file(&file, rng.random_range(1..SMALL), rng.random());
+        let Some(cid) = add(repo, &file) else { break };
+        acknowledged.push(Acknowledged { cid, sha256: sha256(&file) });
+    }
+    acknowledged
+}
+
+#[test]
+fn small_files_that_were_acknowledged_survive_a_kill() {
+    let mut rng = SmallRng::seed_from_u64(super::seed());
+    let mut node = Node::init(None);
+    let mut all = Vec::new();
+    for round in 1..=ROUNDS {
+        node.start();
+        let (repo, dir) = (node.repo(), node.file(""));
+        let (seeds, moment) = (rng.random::<u64>(), ADDING.mul_f64(rng.random()));
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (repo, stop) = (&repo, &stop);
+            let start = |n: usize| {
+                let dir = dir.clone();
+                scope.spawn(move || add_small(repo, dir, seeds.wrapping_add(n as u64), stop))
+            };
+            let adders: Vec<_> = (0..ADDERS).map(start).collect();
+            std::thread::sleep(moment);
+            node.kill();
+            stop.store(true, Ordering::Relaxed);
+            adders.into_iter().for_each(|adder| all.extend(adder.join().expect("an adder")));
+        });
+        println!("kill {round}: after {moment:?} with {} small files acknowledged so far", all.len());
+        node.start();
+        check(&node, &all);
+        node.stop();
+    }
+    assert!(!all.is_empty(), "nothing was acknowledged in any round");
+}
+
+#[test]
+fn a_large_file_is_whole_or_not_acknowledged() {
+    let mut rng = SmallRng::seed_from_u64(super::seed());
+    let mut node = Node::init(None);
+    let file = node.file("large");
+    random_file(&file, LARGE, rng.random());
+    let began = Instant::now();
+    let cid = add(&node.repo(), &file).expect("undisturbed, it is added");
+    let takes = began.elapsed();
+    let mut all = vec![Acknowledged { cid, sha256: sha256(&file) }];
+    for round in 1..=ROUNDS {
+        random_file(&file, LARGE, rng.random());
+        // By the daemon, and by the command itself.
+        let by_daemon = round % 2 == 0;
+        if by_daemon {
+            node.start();
+        }
+        let path = file.display().to_string();
+        let mut child = node
+            .command(&["add", "--json", &path])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("btfs runs");
+        let moment = takes.mul_f64(rng.random());
+        std::thread::sleep(moment);
+        match by_daemon {
+            true => node.kill(),
+            // Already gone is fine.
+            false => child.kill().unwrap_or_default(),
+        }
+        let output = child.wait_with_output().expect("our own child");
+        let added = output.status.success();
+        println!("kill {round}: after {moment:?}; acknowledged: {added}");
+        if added {
+            let added: Value = serde_json::from_slice(&output.stdout).expect("an answer");
+            all.push(Acknowledged { cid: text(&added, "cid").to_owned(), sha256: sha256(&file) });
+        }
+        node.start();
+        check(&node, &all);
+        // What was broken off is just added again.
+        let again = add(&node.repo(), &file).expect("it is added");
+        all.push(Acknowledged { cid: again, sha256: sha256(&file) });
+        node.stop();
+    }
+    check(&node, &all);
+}
