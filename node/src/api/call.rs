@@ -122,6 +122,15 @@ impl<E: Into<anyhow::Error>> From<E> for ApiError {
     }
 }
 
+/// An error with its causes on one line, without those that it already quotes.
+pub fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match cause.trim() {
+        cause if text.is_empty() => cause.to_owned(),
+        cause if text.contains(cause) => text,
+        cause => format!("{text}: {cause}"),
+    })
+}
+
 /// The body of a failed call: both our shape and Kubo's.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ErrorBody {
@@ -226,4 +235,17 @@ fn line<T: Serialize>(line: &Line<T>) -> Vec<u8> {
         .unwrap_or_else(|error| format!("{{\"error\":\"the answer is not JSON: {error}\"}}").into_bytes());
     bytes.push(b'\n');
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = std::io::Error::other("disk on fire");
+        assert_eq!(told(&anyhow::Error::new(cause).context("cannot write")), "cannot write: disk on fire");
+        let quoted = anyhow::anyhow!("disk on fire").context("cannot write: disk on fire; nothing was kept");
+        assert_eq!(told(&quoted), "cannot write: disk on fire; nothing was kept");
+    }
 }

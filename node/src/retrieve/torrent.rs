@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use btfs_bittorrent::metainfo::Metainfo;
 use btfs_bittorrent::{Engine, InfoHash, Magnet, TorrentId, TorrentSource};
 use btfs_storage::{Cid, alias};
 
@@ -35,6 +36,8 @@ pub fn source(reference: &Reference) -> Result<TorrentSource, RetrieveError> {
             }
             let bytes =
                 std::fs::read(path).map_err(|error| failed(format!("cannot read {shown}: {error}")))?;
+            // Refused here, so that it is told with the file's name, and without a daemon, too.
+            Metainfo::parse(&bytes).map_err(|error| failed(format!("{shown}: {error}")))?;
             Ok(TorrentSource::Metainfo(bytes))
         }
         Reference::Ipfs { .. } => Err(failed("a CID is not a torrent")),
@@ -73,8 +76,11 @@ pub async fn fetch(
 
 /// The root under which this node already has the torrent's content.
 async fn known(node: &Node, source: &TorrentSource) -> Result<Option<Cid>, RetrieveError> {
-    let TorrentSource::Magnet(Magnet { btih: Some(hash), .. }) = source else { return Ok(None) };
-    let hash = *hash;
+    let hash = match source {
+        TorrentSource::Magnet(Magnet { btih: Some(hash), .. }) => *hash,
+        TorrentSource::Magnet(_) => return Ok(None),
+        TorrentSource::Metainfo(bytes) => Metainfo::parse(bytes).map_err(failed)?.info.hash(),
+    };
     let found =
         node.store.run(move |store| alias::lookup(store.state(), &hash.multihash())).await.map_err(failed)?;
     Ok(found.first().map(|alias| alias.root))

@@ -35,7 +35,7 @@ pub fn export(
     }
     let partial = Partial::beside(target);
     let mut export = Export { src, progress, written: 0, entries: 0 };
-    export.run(cid, &partial.path)?;
+    export.run(cid, &partial.path).map_err(|error| partial.named(error, target))?;
     partial.rename(target)
 }
 
@@ -55,6 +55,22 @@ impl Partial {
             if fs::symlink_metadata(&path).is_err() {
                 return Partial { path };
             }
+        }
+    }
+
+    /// The same error with the name that was asked for.
+    fn named(&self, error: ReadError, target: &Path) -> ReadError {
+        match error {
+            ReadError::Write { path, source } => {
+                let path = match path.strip_prefix(&self.path) {
+                    // Joining nothing would end it with a slash.
+                    Ok(below) if below.as_os_str().is_empty() => target.to_owned(),
+                    Ok(below) => target.join(below),
+                    Err(_) => path,
+                };
+                ReadError::Write { path, source }
+            }
+            other => other,
         }
     }
 

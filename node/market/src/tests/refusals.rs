@@ -142,6 +142,9 @@ fn vouchers_are_credited_as_the_protocol_says() {
     let good = p.sign(p.voucher(times(5), 3));
     let high = Signed { document: good.document.clone(), signature: mirrored(&good.signature) };
     assert!(refused(p.send(high)).contains("malleable"));
+    // Tampered with after it was signed: the signature is then nobody's that counts.
+    let raised = Signed { document: p.voucher(times(6), 3), signature: good.signature };
+    assert!(refused(p.send(raised)).contains("signed by"));
     // Another channel, another ledger, another signer, another stream.
     let foreign = Voucher { channel: B256::repeat_byte(1), ..p.voucher(times(5), 3) };
     assert!(refused(p.send(p.sign(foreign))).contains("channel"));
