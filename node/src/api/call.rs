@@ -103,18 +103,6 @@ impl ApiError {
     }
 }
 
-/// An error with its causes, as far as it does not name them itself.
-pub fn told(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |text, cause| {
-        let cause = cause.to_string();
-        match text.as_str() {
-            "" => cause,
-            said if said.contains(&cause) => text,
-            said => format!("{said}: {cause}"),
-        }
-    })
-}
-
 /// Any other error is a failure of the work itself; its whole chain is told.
 impl<E: Into<anyhow::Error>> From<E> for ApiError {
     fn from(error: E) -> Self {

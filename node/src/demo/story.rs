@@ -498,7 +498,7 @@ fn made_up_file(dir: &Path) -> anyhow::Result<PathBuf> {
     use rand::{Rng, SeedableRng};
     let path = dir.join("demo.bin");
     let mut bytes = vec![0u8; 1 << 20];
-    let mut rng = rand::rngs::SmallRng::seed_from_u64(0x0062_7466_73);
+    let mut rng = rand::rngs::SmallRng::seed_from_u64(0x6274_6673);
     let mut file = std::fs::File::create(&path)?;
     for _ in 0..MADE_UP_SIZE / bytes.len() {
         rng.fill_bytes(&mut bytes);

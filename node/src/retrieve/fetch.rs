@@ -98,7 +98,7 @@ impl Fetch {
         }
         tokio::select! {
             biased;
-            found = self.from_peers_or_parity(cid) => {
+            found = self.peers_or_parity(cid) => {
                 *self.last_block.lock() = Instant::now();
                 let found = found?;
                 if found.1 == Origin::Network {
@@ -112,7 +112,7 @@ impl Fetch {
 
     /// Asks the peers; when all have said no, or are slow, tries parity while the want stays with them and with those
     /// that are found later.
-    async fn from_peers_or_parity(&self, cid: Cid) -> Result<(Bytes, Origin), RetrieveError> {
+    async fn peers_or_parity(&self, cid: Cid) -> Result<(Bytes, Origin), RetrieveError> {
         let after = if self.parity.has_helped() { Self::PARITY_AGAIN } else { Self::PARITY_AFTER };
         if let Ok(Ok(block)) = tokio::time::timeout(after, self.session.try_get(cid)).await {
             return Ok((block, Origin::Network));
