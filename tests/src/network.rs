@@ -32,11 +32,10 @@ fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-/// A node that listens on TCP alone: the port of one that is gone refuses at once, QUIC would wait for its silence.
-fn over_tcp(network: &Path) -> Node {
-    let node = Node::init(Some(network));
-    node.json(&["config", "set", "swarm.listen", "[\"/ip4/127.0.0.1/tcp/0\"]"]);
-    node
+/// Makes a node listen on one TCP port alone, the same after a restart: others find it again without a lookup, and
+/// when it is gone the port refuses at once, where QUIC would wait for its silence.
+fn listen_on_a_port(node: &Node) {
+    node.json(&["config", "set", "swarm.listen", &format!("[\"/ip4/127.0.0.1/tcp/{}\"]", free_port())]);
 }
 
 /// An amount of BTT in an answer.
@@ -64,19 +63,20 @@ impl Network {
     /// Starts the ledger, a funded renter, and `hosts` hosts that offer space.
     pub fn start(hosts: usize) -> Network {
         let mut ledger = Node::init(None);
-        let listen = format!("[\"/ip4/127.0.0.1/tcp/{}\"]", free_port());
-        ledger.json(&["config", "set", "swarm.listen", &listen]);
+        listen_on_a_port(&ledger);
         let file = ledger.file("network.toml");
         let out = file.to_str().expect("UTF-8");
         ledger.json(&["ledger", "init", "--supply", SUPPLY, "--name", "tested", "--local", "--out", out]);
         ledger.start();
-        let mut renter = over_tcp(&file);
+        let mut renter = Node::init(Some(&file));
+        listen_on_a_port(&renter);
         renter.start();
         let address = renter.json(&["wallet", "address"])["address"].clone();
         ledger.json(&["wallet", "send", text(&address), FUNDS]);
         let mut network = Network { ledger, renter, hosts: Vec::new() };
         for n in 0..hosts {
-            let mut host = over_tcp(&file);
+            let mut host = Node::init(Some(&file));
+            listen_on_a_port(&host);
             host.start();
             host.json(&["host", "start", "--price", &format!("0.01{n}"), "--capacity", "1GiB"]);
             network.hosts.push(host);
