@@ -186,6 +186,8 @@ fn malformed_references() {
         has_all(&node.fails(&["cat", "nonsense"]), &["nonsense", "CID"]);
         has_all(&node.fails(&["pin", "rm", NOBODYS]), &[NOBODYS, "not pinned"]);
         has_all(&node.fails(&["block", "stat", "nonsense"]), &["nonsense", "CID"]);
+        has_all(&node.fails(&["block", "get", "not & a CID"]), &["not & a CID"]);
+        has_all(&node.fails(&["add", "-", "--profile", "no & such"]), &["no & such"]);
         assert!(!got.exists());
     };
     refused(&node);

@@ -63,7 +63,9 @@ impl Add {
             let input = tokio_util::io::ReaderStream::with_capacity(tokio::io::stdin(), 256 << 10);
             let query = format!(
                 "/api/v1/add-stream?profile={}&only_hash={}&no_pin={}",
-                self.profile, self.only_hash, self.no_pin
+                query_value(&self.profile),
+                self.only_hash,
+                self.no_pin
             );
             client.upload::<Added>(&query, Body::from_stream(input)).await?
         } else {
@@ -137,6 +139,11 @@ impl Get {
     }
 }
 
+/// Text from the command line as a value in a query.
+fn query_value(text: &str) -> percent_encoding::PercentEncode<'_> {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC)
+}
+
 /// The daemon may run in another directory.
 pub(super) fn absolute_torrent(reference: String) -> anyhow::Result<String> {
     use crate::retrieve::Reference;
@@ -175,8 +182,7 @@ impl Cat {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
         let client = context.client().await?;
         let length = self.length.map(|length| format!("&length={length}")).unwrap_or_default();
-        let reference =
-            percent_encoding::utf8_percent_encode(&self.reference, percent_encoding::NON_ALPHANUMERIC);
+        let reference = query_value(&self.reference);
         let mut chunks = client
             .bytes(&format!("/api/v1/cat?reference={reference}&offset={}{length}", self.offset))
             .await?;
@@ -277,7 +283,8 @@ impl Block {
             }
             Self::Get { cid } => {
                 let client = context.client().await?;
-                let mut chunks = client.bytes(&format!("/api/v0/block/get?arg={cid}")).await?;
+                let mut chunks =
+                    client.bytes(&format!("/api/v0/block/get?arg={}", query_value(&cid))).await?;
                 while let Some(chunk) = chunks.try_next().await? {
                     super::print(&chunk)?;
                 }
