@@ -105,6 +105,13 @@ fn may_follow(old: &str, new: &str) -> bool {
     }
 }
 
+/// Lets a node come back where it was, as nodes do.
+fn at_fixed_port(node: &Node) {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let listen = format!("[\"/ip4/127.0.0.1/tcp/{}\"]", free.expect("a free port").port());
+    node.json(&["config", "set", "swarm.listen", &listen]);
+}
+
 impl Drop for World {
     /// What the nodes had to say, when a test fails.
     fn drop(&mut self) {
@@ -126,13 +133,12 @@ impl World {
         let network = tempfile::tempdir().expect("a temporary directory");
         let file = network.path().join("network.toml");
         let ledger = Node::init(None);
-        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let listen = format!("[\"/ip4/127.0.0.1/tcp/{}\"]", free.expect("a free port").port());
-        ledger.json(&["config", "set", "swarm.listen", &listen]);
+        at_fixed_port(&ledger);
         let out = file.display().to_string();
         ledger.json(&["ledger", "init", "--supply", SUPPLY, "--name", "crash", "--local", "--out", &out]);
         let mut nodes = vec![ledger];
         nodes.extend((RENTER..HOSTS.end).map(|_| Node::init(Some(&file))));
+        nodes[RENTER..].iter().for_each(at_fixed_port);
         let mut world = World {
             apis: nodes.iter().map(|_| None).collect(),
             addresses: Vec::new(),
