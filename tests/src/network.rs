@@ -26,10 +26,12 @@ pub struct Network {
     pub hosts: Vec<Node>,
 }
 
-/// A free TCP port; another process may take it, but nothing here does.
+/// A free TCP port below those that the system hands out by itself, so that no connection takes it before it is used.
 fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").port()
+    use rand::RngExt;
+    let mut ports = std::iter::repeat_with(|| rand::rng().random_range(10_000..32_000)).take(100);
+    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.find(free).expect("a free TCP port")
 }
 
 /// Makes a node listen on one TCP port alone, the same after a restart: others find it again without a lookup, and

@@ -466,8 +466,13 @@ async fn make_ledger(dir: &Path, network: &Path) -> anyhow::Result<NodeProcess> 
     Ok(ledger)
 }
 
+/// A free TCP port below those that the system hands out by itself, so that no connection takes it before it is used.
 fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    use rand::RngExt;
+    const TRIES: usize = 100;
+    let mut ports = std::iter::repeat_with(|| rand::rng().random_range(10_000..32_000)).take(TRIES);
+    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.find(free).context("no TCP port is free on 127.0.0.1")
 }
 
 /// Removes every second block of a repo, or all of them when there are so few that audits could miss the loss.
