@@ -243,8 +243,9 @@ impl HostService {
         Ok(())
     }
 
-    /// The blocks that an agreement is about.
+    /// The blocks that an agreement of this host is about.
     pub async fn block_list(&self, id: B256) -> Result<BlockList, HostError> {
+        self.0.record(id).await?.ok_or(HostError::Unknown(id))?;
         Ok(self.0.list(id).await?)
     }
 
