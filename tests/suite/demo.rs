@@ -69,7 +69,8 @@ fn hosts_hold(report: &Value) {
         assert_eq!(proven + failed, 30, "every day is judged: {host}");
         let (earned, redeemed) = (amount(&host["earned_btt"]), amount(&host["redeemed_btt"]));
         let killed = proven == 10;
-        assert_eq!(redeemed, if killed { Btt::ZERO } else { earned }, "{host}");
+        // A killed host may have redeemed a part before; the rest waits in the lock.
+        assert!(if killed { redeemed <= earned } else { redeemed == earned }, "{host}");
         assert!(earned > Btt::ZERO, "{host}");
         assert_eq!(earned.units() % u128::from(proven), 0, "a price a day for whole days: {host}");
         spent = spent.checked_add(earned).expect("a small amount");
