@@ -90,6 +90,8 @@ pub(crate) struct Inner {
     pull_slots: Arc<Semaphore>,
     proof_slots: Semaphore,
     provers: Mutex<prove::Provers>,
+    /// Agreements whose renter owes for more proven epochs than it should: settlement time when that was first seen.
+    arrears: Mutex<HashMap<B256, u64>>,
     /// One redemption at a time: each reads, calls and records.
     paying: tokio::sync::Mutex<()>,
     /// Settlement time through which all work is done.
@@ -178,6 +180,7 @@ impl HostService {
             pull_slots: Arc::new(Semaphore::new(MAX_PULLS)),
             proof_slots: Semaphore::new(MAX_PROOFS),
             provers: Mutex::new(prove::Provers::default()),
+            arrears: Mutex::new(HashMap::new()),
             paying: tokio::sync::Mutex::new(()),
             worked_through: tokio::sync::watch::Sender::new(0),
         })))

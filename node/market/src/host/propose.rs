@@ -187,6 +187,7 @@ fn reserved(renter: PublicKey, proposal: &Proposal, reserved_until: u64) -> Host
         proven: 0,
         paid: btfs_ledger::Btt::ZERO,
         ends: None,
+        lost: btfs_ledger::Btt::ZERO,
     }
 }
 

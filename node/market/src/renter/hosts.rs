@@ -44,7 +44,7 @@ pub struct HostLine {
 }
 
 /// The market as it was found.
-pub(super) struct Survey {
+pub(crate) struct Survey {
     pub hosts: Vec<(PublicKey, HostRecord)>,
     pub typical_price: Btt,
 }
@@ -59,6 +59,7 @@ impl RenterService {
             size: 1 << 20,
             term: thirty_days,
             max_price: None,
+            max_setup: None,
             max_window: super::plan::MAX_WINDOW,
             now,
         });
@@ -96,7 +97,7 @@ impl Inner {
     }
 
     /// Asks discovered and remembered hosts for their offers, and remembers the answers.
-    pub(super) async fn survey(self: &Arc<Self>, now: u64) -> Result<Survey, RentError> {
+    pub(crate) async fn survey(self: &Arc<Self>, now: u64) -> Result<Survey, RentError> {
         let mut peers = self.discovery.hosts(MAX_HOSTS).await;
         let known = self.remembered().await?;
         peers.extend(known.iter().map(|(k, _)| *k));
