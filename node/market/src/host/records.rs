@@ -76,6 +76,9 @@ pub struct HostAgreement {
     /// Wall-clock time until which an unsigned agreement keeps its space. Not settlement time: it bounds how long a
     /// silent renter can hold space, and a stepped clock must not end it.
     pub reserved_until: u64,
+    /// Whether the lock was seen to cover it: only then the space is kept for longer than a lock takes.
+    #[serde(default)]
+    pub funded: bool,
     /// The renter's signature over the final agreement.
     pub renter_signature: Option<Signature>,
     /// This host's signature over it.

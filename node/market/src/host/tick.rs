@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use btfs_ledger::{B256, PublicKey};
 use btfs_storage::Store;
@@ -18,10 +19,12 @@ use crate::ports::wall_clock;
 use crate::schedule::MAX_CLOCK_DISAGREEMENT;
 use crate::states::HostState;
 
+/// Wall-clock time in which a voucher comes after its proof, however fast a local clock is stepped.
+pub(crate) const VOUCHER_WAIT: Duration = Duration::from_secs(30);
 /// The reason on record when the host ends it for lack of vouchers.
 const UNPAID: &str = "the renter does not pay for proven epochs";
 /// How long the renter has to answer a notice.
-const NOTICE_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
+const NOTICE_WAIT: Duration = Duration::from_secs(10);
 
 impl HostService {
     /// Does everything that is due at settlement time `now`.
@@ -164,7 +167,12 @@ impl Inner {
                 self.release_rest(id).await?;
                 Ok(false)
             }
-            HostState::Done | HostState::Failed => Ok(false),
+            HostState::Done => Ok(false),
+            // Left by an earlier version, which kept them.
+            HostState::Failed => {
+                self.forget(id).await?;
+                Ok(false)
+            }
         }
     }
 
@@ -194,8 +202,10 @@ impl Inner {
             arrears.remove(&id);
             return false;
         }
-        let since = *arrears.entry(id).or_insert(now);
-        now >= since.saturating_add((r.schedule().length / 2).max(1))
+        let (since, seen) = *arrears.entry(id).or_insert((now, Instant::now()));
+        let half = (r.schedule().length / 2).max(1);
+        // A voucher may be on its way while a local clock jumps.
+        now >= since.saturating_add(half) && seen.elapsed() >= VOUCHER_WAIT
     }
 
     /// Active -> Closing: the term is over, or `unpaid` (since now) the renter does not pay and it ends with the next
@@ -263,15 +273,30 @@ impl Inner {
         Ok(done.await?)
     }
 
-    /// Ends an agreement that never began, and frees its space.
+    /// Ends an agreement that never began, frees its space, and forgets it: nothing is signed, nothing is owed, and
+    /// whoever asks about it later hears "unknown", which says so too.
     pub(super) async fn fail(self: &Arc<Self>, id: B256, reason: &str) -> Result<(), Refusal> {
-        let reason = reason.to_owned();
-        self.change(id, move |s, batch, r| {
-            r.state.advance(HostState::Failed).map_err(internal)?;
-            r.reason = Some(reason);
-            free(s, batch, id)
-        })
-        .await
+        tracing::info!(agreement = %id, reason, "an agreement did not begin");
+        self.forget(id).await
+    }
+
+    async fn forget(self: &Arc<Self>, id: B256) -> Result<(), Refusal> {
+        let this = self.clone();
+        self.store
+            .run(move |s| {
+                let _one = this.write.lock();
+                let db = s.state();
+                let found = db.get(&records::AGREEMENTS, &id.0).map_err(internal)?;
+                let mut r = found.ok_or(Refusal::Unknown)?;
+                if r.state != HostState::Failed {
+                    r.state.advance(HostState::Failed).map_err(internal)?;
+                }
+                let mut batch = db.batch();
+                free(s, &mut batch, id)?;
+                batch.delete(&records::AGREEMENTS, &id.0).map_err(internal)?;
+                db.commit(batch).map_err(internal)
+            })
+            .await
     }
 }
 

@@ -44,7 +44,7 @@ pub struct HostLine {
 }
 
 /// The market as it was found.
-pub(crate) struct Survey {
+pub(super) struct Survey {
     pub hosts: Vec<(PublicKey, HostRecord)>,
     pub typical_price: Btt,
 }
@@ -97,7 +97,7 @@ impl Inner {
     }
 
     /// Asks discovered and remembered hosts for their offers, and remembers the answers.
-    pub(crate) async fn survey(self: &Arc<Self>, now: u64) -> Result<Survey, RentError> {
+    pub(super) async fn survey(self: &Arc<Self>, now: u64) -> Result<Survey, RentError> {
         let mut peers = self.discovery.hosts(MAX_HOSTS).await;
         let known = self.remembered().await?;
         peers.extend(known.iter().map(|(k, _)| *k));

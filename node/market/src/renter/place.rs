@@ -541,6 +541,8 @@ pub(super) fn is_passing(error: &RentError) -> bool {
                     | Refusal::Transfer(_)
                     | Refusal::NotFunded { .. }
                     | Refusal::Internal(_)
+                    // Space that others have asked for and not paid is free again within minutes.
+                    | Refusal::TooMany(_)
             )
     )
 }

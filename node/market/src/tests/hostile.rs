@@ -9,6 +9,7 @@ use btfs_ledger::{B256, Btt};
 use parking_lot::Mutex;
 
 use super::world::{DAY, Tamper, World, btt};
+use crate::host::tick::VOUCHER_WAIT;
 use crate::host::{HostAgreementStatus, HostSettings};
 use crate::messages::{
     AUDIT_PROTOCOL, AuditReply, AuditRequest, MAX_AUDIT_REQUEST, MAX_RENTAL_REQUEST, RENTAL_PROTOCOL,
@@ -78,6 +79,9 @@ fn a_host_cannot_choose_the_start() {
     let id = begin(&world, World::order(root, 30, None, Some(1)));
     let thing = placed(&world, id);
     assert!(thing.problem.unwrap().contains("never offered"));
+    let host = world.market(1).host().clone();
+    let kept = world.on(1, async move { host.status().await.unwrap().agreements.len() });
+    assert_eq!(kept, 0, "the host keeps nothing of an agreement that never began");
     // It does not say "unsigned", so the money stays where it is.
     world.day(0);
     let place = only_place(&world, id);
@@ -253,6 +257,11 @@ fn proofs_without_vouchers_come_to_an_end() {
     // An audit that covers what is owed is answered: its voucher would pay all.
     assert!(matches!(audit(0, 3), AuditReply::Proof(_)));
     world.ledger.step(DAY).unwrap();
+    assert_eq!(hosted(&world, 1).state, HostState::Active, "not by a clock that jumps alone");
+    for (_, seen) in world.market(1).host().0.arrears.lock().values_mut() {
+        *seen -= VOUCHER_WAIT;
+    }
+    world.ledger.step(60).unwrap();
     let closed = hosted(&world, 1);
     assert_eq!(closed.state, HostState::Closing);
     assert_eq!(closed.reason.as_deref(), Some("the renter does not pay for proven epochs"));
@@ -310,12 +319,49 @@ fn prices_that_rise_after_the_quote_are_not_paid() {
         world.on(i, async move { host.set(settings).await.unwrap() });
     }
     let thing = world.on(0, async move {
-        let now = renter.0.now().await.unwrap();
-        renter.0.survey(now).await.unwrap();
+        renter.market(None).await.unwrap();
         let id = renter.accept(&quote.id).await.unwrap();
         renter.placed(id).await.unwrap()
     });
     assert_eq!(thing.state, ThingState::Incomplete);
     assert!(thing.problem.as_deref().unwrap().contains("too dear"), "{:?}", thing.problem);
     assert_eq!(world.balance(0), btt(1000));
+}
+
+#[test]
+fn a_peer_that_asks_without_end_is_not_answered() {
+    let world = World::new(2);
+    let (market, stranger) = (world.market(1), world.nodes[0].key.public());
+    let answers = world.on(1, async move {
+        let mut answers = Vec::new();
+        for _ in 0..1500 {
+            answers.push(market.handle(AUDIT_PROTOCOL, stranger, vec![0]).await.unwrap_err());
+        }
+        answers
+    });
+    assert!(answers.first().is_some_and(|a| a.contains("cannot be read")));
+    assert!(answers.iter().any(|a| a.contains("too many requests")));
+}
+
+#[test]
+fn a_list_travels_in_full_pages() {
+    let world = World::new(2);
+    world.rent_out(1..2);
+    let root = world.add(0, 300_000);
+    let (tell, asked) = std::sync::mpsc::channel();
+    world.wire.tamper(move |_, protocol, bytes| match rental(protocol, bytes) {
+        Some(RentalRequest::Propose { proposal, page }) => {
+            tell.send((proposal, page)).ok();
+            Tamper::Instead(Ok(encode(&RentalReply::Refused(Refusal::NotRenting))))
+        }
+        _ => Tamper::Pass,
+    });
+    begin(&world, World::order(root, 30, None, Some(1)));
+    let (mut proposal, page) = asked.recv().unwrap();
+    proposal.list_bytes += 1;
+    let (host, renter) = (world.market(1).host().clone(), world.nodes[0].key.public());
+    let reply =
+        world.on(1, async move { host.rental(renter, RentalRequest::Propose { proposal, page }).await });
+    let RentalReply::Refused(Refusal::List(why)) = reply else { panic!("{reply:?}") };
+    assert!(why.contains("not full"), "{why}");
 }
