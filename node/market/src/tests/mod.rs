@@ -3,7 +3,6 @@
 
 mod crash;
 mod endings;
-mod hostile;
 mod line;
 mod month;
 mod refusals;
