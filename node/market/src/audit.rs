@@ -8,7 +8,9 @@
 //! | offline | the same | down a little |
 //! | unknown | stay open, the next audit covers them | unchanged |
 //!
-//! Nothing is judged when the judge fails: silence counts only while the auditor knows that it can hear.
+//! Nothing is judged when the judge fails: silence counts only while the auditor knows that it can hear. A host that
+//! answers with an excuse instead of a proof has seen the nonce, so that counts as silence and not as unknown: it would
+//! choose among draws otherwise, at no cost.
 
 use std::time::Duration;
 
@@ -45,7 +47,7 @@ pub enum Verdict {
     Timeout,
     /// Not reachable.
     Offline,
-    /// Nothing can be said: why.
+    /// Nothing can be said, for a reason on this side: why.
     Unknown(String),
 }
 
@@ -86,7 +88,7 @@ pub fn judge(a: &Agreement, request: &AuditRequest, reply: Result<AuditReply, Co
         Ok(AuditReply::Refused(why)) => judge_refusal(why),
         Err(CourierError::Timeout) => Verdict::Timeout,
         Err(CourierError::Unreachable(_)) => Verdict::Offline,
-        Err(CourierError::Refused(why)) => Verdict::Unknown(format!("the host refused: {why}")),
+        Err(CourierError::Refused(_)) => Verdict::Timeout,
         Err(CourierError::Myself(why)) => Verdict::Unknown(why),
         Err(CourierError::Protocol(why)) => Verdict::Fail(format!("not an answer: {why}")),
     }
@@ -99,12 +101,19 @@ fn judge_proof(a: &Agreement, request: &AuditRequest, leaves: &[LeafProof]) -> V
     }
 }
 
-/// A refusal that blames the question leaves the epoch open; one that denies the agreement is a failure.
+/// Whether the host answered with an excuse: it may be asked again, but later, and its nonce is used up.
+pub fn is_excuse(reply: &Result<AuditReply, CourierError>) -> bool {
+    match reply {
+        Ok(AuditReply::Refused(why)) => judge_refusal(why.clone()).is_silence(),
+        Err(CourierError::Refused(_)) => true,
+        _ => false,
+    }
+}
+
+/// A refusal that blames the moment is no answer; one that denies the agreement is a failure.
 fn judge_refusal(why: Refusal) -> Verdict {
     match why {
-        Refusal::Rate(_) | Refusal::NoSettlement(_) | Refusal::Skew { .. } => {
-            Verdict::Unknown(why.to_string())
-        }
+        Refusal::Rate(_) | Refusal::NoSettlement(_) | Refusal::Skew { .. } => Verdict::Timeout,
         _ => Verdict::Fail(why.to_string()),
     }
 }

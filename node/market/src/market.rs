@@ -1,12 +1,13 @@
 //! Both services, the loop that drives them, and the door for requests from peers.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use btfs_ledger::settlement::Settlement;
+use btfs_ledger::settlement::{Limiter, Rate, Settlement};
 use btfs_ledger::wallet::Wallet;
 use btfs_ledger::{PublicKey, SecretKey};
 use btfs_storage::Store;
+use parking_lot::Mutex;
 use thiserror::Error;
 
 use crate::events::Events;
@@ -54,6 +55,15 @@ pub const PROTOCOLS: [Protocol; 3] = [
 /// vouchers are sent again, audits reach their random time.
 const ROUND: Duration = Duration::from_secs(15);
 
+/// Pause between two rounds of one side outside of local networks: news of the settlement come in bursts, and a round
+/// reads all records. In a local network the rounds keep up with the stepped clock.
+const PAUSE: Duration = Duration::from_millis(250);
+/// Requests of one peer: a burst for the pages of some lists or a day's audits of many agreements, and what it may ask
+/// steadily. Each may cost a read of all records.
+const PEER_RATE: Rate = Rate { burst: 1000, per_second: 50 };
+/// Peers whose requests are counted at a time.
+const PEERS: usize = 4096;
+
 /// What a market is made of.
 pub struct MarketConfig {
     /// The node's store, opened with [`TABLES`].
@@ -92,6 +102,9 @@ pub struct Market {
     renter: RenterService,
     events: Events,
     money: Money,
+    local: bool,
+    began: Instant,
+    peers: Arc<Mutex<Limiter<PublicKey>>>,
 }
 
 impl Market {
@@ -119,7 +132,8 @@ impl Market {
             discovery: config.discovery,
             events: events.clone(),
         });
-        Ok(Market { host, renter, events, money })
+        let peers = Arc::new(Mutex::new(Limiter::new(PEER_RATE, PEERS)));
+        Ok(Market { host, renter, events, money, local: config.local, began: Instant::now(), peers })
     }
 
     /// The host's side.
@@ -150,8 +164,11 @@ impl Market {
     /// Answers a request that `peer` sent under one of the market's protocols.
     ///
     /// # Errors
-    /// A frame above its cap or not of the protocol; the text goes back to the peer.
+    /// A frame above its cap or not of the protocol, or a peer that asks too much; the text goes back to the peer.
     pub async fn handle(&self, protocol: &str, peer: PublicKey, request: Vec<u8>) -> Result<Vec<u8>, String> {
+        if !self.peers.lock().admit(peer, self.began.elapsed()) {
+            return Err("too many requests; ask again later".into());
+        }
         self.dispatch(protocol, peer, &request).await.map_err(|e| e.to_string())
     }
 
@@ -203,6 +220,9 @@ impl Market {
                 _ = news.changed() => {}
                 () = self.renter.woken(), if !hosting => {}
                 () = tokio::time::sleep(ROUND) => {}
+            }
+            if !self.local {
+                tokio::time::sleep(PAUSE).await;
             }
         }
     }

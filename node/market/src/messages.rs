@@ -317,6 +317,6 @@ pub enum AuditReply {
     Proof(Vec<LeafProof>),
     /// A challenged block is not here (or damaged).
     NotFound,
-    /// No answer on purpose: judged as unknown by a fair auditor, not as a pass.
+    /// No answer on purpose: at best judged as silence.
     Refused(Refusal),
 }

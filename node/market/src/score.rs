@@ -59,6 +59,8 @@ pub struct Need {
     pub term: u64,
     /// Most that may be paid for a GiB-day.
     pub max_price: Option<Btt>,
+    /// Most that may be asked once per agreement.
+    pub max_setup: Option<Btt>,
     /// Longest channel window the renter accepts, in seconds.
     pub max_window: u64,
     /// Settlement time.
@@ -200,6 +202,7 @@ pub fn fits(offer: &Offer, reputation: &Reputation, need: &Need) -> Result<(), E
     fail(need.size > offer.max_size, Exclusion::TooLarge)?;
     fail(need.size > offer.free, Exclusion::NoSpace)?;
     fail(need.max_price.is_some_and(|max| offer.price > max), Exclusion::TooDear)?;
+    fail(need.max_setup.is_some_and(|max| offer.setup_price > max), Exclusion::TooDear)?;
     fail(u64::from(offer.window) > need.max_window, Exclusion::WindowTooLong)?;
     fail(offer.collateral != 0, Exclusion::UnknownTerms)?;
     fail(reputation.streak >= EXCLUDING_STREAK, Exclusion::FailedAudits)
@@ -333,7 +336,14 @@ mod tests {
     }
 
     fn need() -> Need {
-        Need { size: 1 << 30, term: 30 * 86_400, max_price: None, max_window: 14 * 86_400, now: 9_000 }
+        Need {
+            size: 1 << 30,
+            term: 30 * 86_400,
+            max_price: None,
+            max_setup: None,
+            max_window: 14 * 86_400,
+            now: 9_000,
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::clock::{Clock, MAX_STEP};
 use super::genesis::{Genesis, GenesisError, LedgerId};
-use super::records::{Outcome, Receipt, Status};
+use super::records::{Failure, Outcome, Receipt, Status};
 use super::rules::{self, Book, Changes, Surroundings};
 use super::tables::{ACCOUNTS, CHANNELS, Disk, GENESIS, HISTORY, Line, MEMBERS, RECEIPTS, STREAMS, TIP, Tip};
 use crate::cbor::{self, CborError};
@@ -118,6 +118,15 @@ pub enum SubmitError {
         nonce: u64,
         /// The nonce a new call must have.
         next: u64,
+    },
+    /// It would fail, and its account has never had or done anything: a receipt for it would let anybody with fresh
+    /// keys grow the ledger for nothing.
+    #[error("{from} has no money and has made no call, and this one would fail: {why}")]
+    Penniless {
+        /// The account.
+        from: Address,
+        /// Why it would fail.
+        why: Failure,
     },
     /// The operating system gave no randomness.
     #[error("the operating system's random generator failed: {0}")]
@@ -290,6 +299,12 @@ impl Ledger {
         let (now, answer_seconds) = (clock.last, self.genesis.answer_seconds);
         let around = Surroundings { domain: &self.domain, now, answer_seconds, seed };
         let (changes, result) = rules::execute(&book, &around, &call)?;
+        if let Err(why) = &result
+            && next == 0
+            && book.account(&from)?.balance.is_zero()
+        {
+            return Err(SubmitError::Penniless { from, why: why.clone() });
+        }
         let seq = writer.seq + 1;
         let outcome = result.map_or_else(Outcome::Failed, Outcome::Done);
         let receipt = Receipt { seq, time: now, from, nonce, digest, value: call.value, outcome };

@@ -303,3 +303,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn fresh_keys_without_money_cannot_grow_the_ledger() {
+    let fixture = Fixture::new(false);
+    let before = fixture.ledger().status().unwrap();
+    for who in 20..30 {
+        let call = fixture.call(who, 0, 5, &to(1));
+        assert!(matches!(fixture.ledger().submit(&call), Err(SubmitError::Penniless { .. })));
+        assert_eq!(fixture.ledger().receipt(&key(who).address(), 0).unwrap(), None);
+    }
+    assert_eq!(fixture.ledger().status().unwrap().seq, before.seq);
+    // With money the same call is carried out: its nonce was not used.
+    fixture.ledger().submit(&fixture.call(1, 0, 10, &to(20))).unwrap();
+    let receipt = fixture.ledger().submit(&fixture.call(20, 0, 5, &to(1))).unwrap();
+    assert!(matches!(receipt.outcome, Outcome::Done(_)));
+    // Who has had something pays for failures with a nonce, as before.
+    let failed = fixture.ledger().submit(&fixture.call(20, 1, 500, &to(1))).unwrap();
+    assert!(matches!(failed.outcome, Outcome::Failed(_)));
+}

@@ -56,19 +56,20 @@ impl Bucket {
 
 /// Buckets by key. Full ones are forgotten when the map is; if none is full, strangers wait.
 #[derive(Debug)]
-pub(super) struct Limiter<K> {
+pub struct Limiter<K> {
     rate: Rate,
     cap: usize,
     buckets: HashMap<K, Bucket>,
 }
 
 impl<K: Eq + Hash> Limiter<K> {
-    pub(super) fn new(rate: Rate, cap: usize) -> Limiter<K> {
+    /// No buckets yet; at most `cap` of them later.
+    pub fn new(rate: Rate, cap: usize) -> Limiter<K> {
         Limiter { rate, cap, buckets: HashMap::new() }
     }
 
     /// Takes one token of `key`'s bucket if there is one.
-    pub(super) fn admit(&mut self, key: K, now: Duration) -> bool {
+    pub fn admit(&mut self, key: K, now: Duration) -> bool {
         let rate = self.rate;
         if !self.buckets.contains_key(&key) && self.buckets.len() >= self.cap {
             self.buckets.retain(|_, bucket| !bucket.is_full(rate, now));

@@ -31,7 +31,7 @@ use crate::embedded::{Account, Channel, HistoryEntry, Receipt, Status, Stream};
 use crate::typed::{Call, Domain, Signed};
 
 pub use frames::{MAX_REQUEST, MAX_RESPONSE, PROTOCOL};
-pub use limits::{Bucket, Rate};
+pub use limits::{Bucket, Limiter, Rate};
 pub use local::LocalLedger;
 pub use remote::{LedgerTransport, RemoteLedger, TABLES};
 pub use service::{LedgerService, ServiceError};

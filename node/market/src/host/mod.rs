@@ -20,10 +20,11 @@ mod prove;
 mod receive;
 pub(crate) mod records;
 mod sign;
-mod tick;
+pub(crate) mod tick;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use btfs_ledger::{B256, Btt, PublicKey, SecretKey};
 use btfs_storage::Store;
@@ -88,8 +89,13 @@ pub(crate) struct Inner {
     /// Pulls under way.
     pulls: Mutex<HashMap<B256, receive::Pull>>,
     pull_slots: Arc<Semaphore>,
+    /// Pulls for agreements whose lock was not seen: one at a time, so that they never keep out those that pay.
+    unfunded_slot: Arc<Semaphore>,
     proof_slots: Semaphore,
     provers: Mutex<prove::Provers>,
+    /// Agreements whose renter owes for more proven epochs than it should: when that was first seen, on the settlement's
+    /// clock and on ours.
+    pub arrears: Mutex<HashMap<B256, (u64, Instant)>>,
     /// One redemption at a time: each reads, calls and records.
     paying: tokio::sync::Mutex<()>,
     /// Settlement time through which all work is done.
@@ -176,8 +182,10 @@ impl HostService {
             incoming: Mutex::new(HashMap::new()),
             pulls: Mutex::new(HashMap::new()),
             pull_slots: Arc::new(Semaphore::new(MAX_PULLS)),
+            unfunded_slot: Arc::new(Semaphore::new(1)),
             proof_slots: Semaphore::new(MAX_PROOFS),
             provers: Mutex::new(prove::Provers::default()),
+            arrears: Mutex::new(HashMap::new()),
             paying: tokio::sync::Mutex::new(()),
             worked_through: tokio::sync::watch::Sender::new(0),
         })))

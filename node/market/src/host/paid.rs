@@ -26,6 +26,10 @@ impl HostService {
         check_signed(&record)?;
         let checked = VerifiedVoucher::check(voucher, self.0.money.domain(), &record.channel)
             .map_err(|e| Refusal::Voucher(e.to_string()))?;
+        if let Some(known) = known_already(&record, checked.voucher()) {
+            // Repeated questions cost neither the lock nor the settlement.
+            return self.answer_voucher(peer, id, (known, record.voucher));
+        }
         // Nothing is released or redeemed between reading the channel and crediting by it.
         let _one = self.0.paying.lock().await;
         let ledger = self.0.ledgered(id, &record).await?;
@@ -39,6 +43,8 @@ impl HostService {
                 if credit == Credit::Better {
                     r.voucher = Some(checked.signed().clone());
                     r.paid = r.paid.max(ledger.paid);
+                    // It was measured against the lock with all that was owed before.
+                    r.lost = Btt::ZERO;
                 }
                 Ok((credit, r.voucher.clone()))
             })
@@ -85,12 +91,21 @@ fn check_signed(r: &HostAgreement) -> Result<(), Refusal> {
     }
 }
 
+/// The judgement over a voucher that is not better than the one on record.
+fn known_already(r: &HostAgreement, v: &Voucher) -> Option<Credit> {
+    let best = &r.voucher.as_ref()?.document;
+    if best == v {
+        return Some(Credit::Known);
+    }
+    let same = v.stream == best.stream && v.channel == best.channel;
+    (same && v.amount <= best.amount).then_some(Credit::Behind)
+}
+
 impl HostAgreement {
     /// What the renter still has to let us have: vouched and not redeemed, or proven and not vouched yet.
     fn outstanding(&self) -> Btt {
-        let vouched = self.voucher.as_ref().map_or(0, |v| v.document.epochs);
-        let open = self.answered.map_or(0, |a| (a.epoch + 1).saturating_sub(a.from.max(vouched)));
-        let more = self.agreement.epoch_price.checked_mul(u64::from(open)).unwrap_or(Btt::MAX);
+        let open = u64::from(self.unpaid_proven());
+        let more = self.agreement.epoch_price.checked_mul(open).unwrap_or(Btt::MAX);
         self.unredeemed().checked_add(more).unwrap_or(Btt::MAX)
     }
 }
@@ -125,17 +140,28 @@ impl Inner {
         let record = self.record(id).await?.ok_or(HostError::Unknown(id))?;
         let channel = record.channel.id();
         let before = self.money.stream(channel, id).await?;
-        if let Some(voucher) = record.voucher.filter(|v| v.document.amount > before.paid) {
+        let owed = record.voucher.filter(|v| v.document.amount > before.paid);
+        let owing = owed.is_some();
+        // From an empty lock nothing is paid; a call would only make news that lead to the next one.
+        let full = owing && self.money.channel(channel).await?.locked > Btt::ZERO;
+        if let Some(voucher) = owed.filter(|_| full) {
             let checked = VerifiedVoucher::check(voucher, self.money.domain(), &record.channel)
                 .map_err(|e| Refusal::Voucher(e.to_string()))?;
             self.money.redeem(&checked).await?;
         }
         let paid = self.money.stream(channel, id).await?.paid;
-        self.change(id, move |_, _, r| {
-            r.paid = r.paid.max(paid);
-            Ok(())
-        })
-        .await?;
+        let empty = owing && self.money.channel(channel).await?.locked == Btt::ZERO;
+        let lost = self
+            .change(id, move |_, _, r| {
+                r.paid = r.paid.max(paid);
+                let before = r.lost;
+                r.lost = if empty { r.earned().saturating_sub(r.paid) } else { Btt::ZERO };
+                Ok((r.lost > before).then_some(r.lost))
+            })
+            .await?;
+        if let Some(lost) = lost {
+            tracing::warn!(agreement = %id, %lost, "the lock is empty: what the voucher owes cannot be redeemed");
+        }
         if paid > before.paid {
             self.events.send(MarketEvent::Redeemed { id, paid });
         }
@@ -162,7 +188,8 @@ impl Inner {
             needed = needed.checked_add(open).unwrap_or(Btt::MAX);
         }
         let view = self.money.channel(channel).await?;
-        let rest = view.locked.saturating_sub(needed);
+        // What is announced to go back goes by itself after the window, and until then it covers nothing.
+        let rest = view.available().saturating_sub(needed);
         if rest > Btt::ZERO {
             self.money.release(channel, rest).await?;
         }

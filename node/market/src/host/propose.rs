@@ -27,13 +27,18 @@ const MAX_LIVE: usize = 100_000;
 const MAX_INCOMING: usize = 8;
 /// Lists under way of one peer.
 const MAX_INCOMING_PER_PEER: usize = 2;
-/// A list that did not get a page for so long gives way.
+/// A list that is not whole after so long gives way: the longest has 34 pages.
 const INCOMING_LIFE: Duration = Duration::from_secs(60);
-/// Wall-clock seconds that an unsigned agreement keeps its space at least.
+/// Wall-clock seconds that a funded agreement keeps its space unsigned at least.
 pub(super) const RESERVATION: u64 = 3600;
+/// Wall-clock seconds that space is kept without money: time for a lock.
+const UNFUNDED: u64 = 600;
+/// The same for one that takes more than the share of the free space that all unfunded ones may have. There is only
+/// one such at a time.
+const UNFUNDED_LARGE: u64 = 120;
 /// Bytes a second at which a transfer must at least go on to keep its reservation.
 const SLOWEST_TRANSFER: u64 = 64 << 10;
-/// Share of the free space that unsigned agreements of one peer may hold beyond their first.
+/// Share of the free space that agreements without money may hold together.
 const RESERVED_SHARE: u64 = 10;
 
 /// A proposal whose list is still coming.
@@ -42,7 +47,7 @@ pub(crate) struct Incoming {
     proposal: Proposal,
     list: Vec<u8>,
     next: u32,
-    touched: Instant,
+    began: Instant,
 }
 
 impl HostService {
@@ -65,13 +70,21 @@ impl HostService {
         if page.len() == whole {
             return self.reserve(peer, proposal, page).await;
         }
+        if page.len() != LIST_PAGE {
+            return Err(Refusal::List("a page before the last is not full".into()));
+        }
         let mut incoming = self.0.incoming.lock();
-        incoming.retain(|_, x| x.touched.elapsed() < INCOMING_LIFE);
+        incoming.retain(|_, x| x.began.elapsed() < INCOMING_LIFE);
         let of_peer = incoming.iter().filter(|(k, x)| x.peer == peer && **k != id).count();
-        if of_peer >= MAX_INCOMING_PER_PEER || incoming.len() >= MAX_INCOMING {
+        if of_peer >= MAX_INCOMING_PER_PEER {
             return Err(Refusal::TooMany("block lists on their way".into()));
         }
-        let entry = Incoming { peer, proposal, list: page, next: 1, touched: Instant::now() };
+        if incoming.len() >= MAX_INCOMING {
+            // The oldest gives way: whoever sends pages that never end does not keep others out.
+            let oldest = incoming.iter().min_by_key(|(_, x)| x.began).map(|(k, _)| *k);
+            oldest.and_then(|k| incoming.remove(&k));
+        }
+        let entry = Incoming { peer, proposal, list: page, next: 1, began: Instant::now() };
         incoming.insert(id, entry);
         Ok(RentalReply::NeedPage { page: 1 })
     }
@@ -91,13 +104,14 @@ impl HostService {
                 return Ok(RentalReply::NeedPage { page: entry.next });
             }
             let whole = entry.proposal.list_bytes as usize;
-            if bytes.is_empty() || bytes.len() > LIST_PAGE || entry.list.len() + bytes.len() > whole {
+            // Every page but the last is full, so a list takes no more messages than it needs.
+            let fitting = LIST_PAGE.min(whole - entry.list.len());
+            if bytes.len() != fitting || entry.began.elapsed() >= INCOMING_LIFE {
                 incoming.remove(&id);
-                return Err(Refusal::List("a page is empty or too long".into()));
+                return Err(Refusal::List(format!("page {page} has not {fitting} bytes or came too late")));
             }
             entry.list.extend_from_slice(&bytes);
             entry.next += 1;
-            entry.touched = Instant::now();
             if entry.list.len() < whole {
                 return Ok(RentalReply::NeedPage { page: entry.next });
             }
@@ -145,8 +159,7 @@ impl HostService {
                     .map(|x| x.map(|(k, v)| (B256::from(k), v)))
                     .collect::<Result<_, _>>()
                     .map_err(internal)?;
-                check_space(&all, peer, draft.size, capacity)?;
-                let until = reserved_until(draft.size);
+                let until = wall_clock().saturating_add(check_space(&all, peer, draft.size, capacity)?);
                 let record = reserved(peer, &proposal, until);
                 let mut batch = db.batch();
                 batch.put(&records::AGREEMENTS, &draft.id.0, &record).map_err(internal)?;
@@ -179,6 +192,7 @@ fn reserved(renter: PublicKey, proposal: &Proposal, reserved_until: u64) -> Host
         channel: proposal.channel,
         agreement: proposal.draft.clone(),
         reserved_until,
+        funded: false,
         renter_signature: None,
         host_signature: None,
         voucher: None,
@@ -187,6 +201,7 @@ fn reserved(renter: PublicKey, proposal: &Proposal, reserved_until: u64) -> Host
         proven: 0,
         paid: btfs_ledger::Btt::ZERO,
         ends: None,
+        lost: btfs_ledger::Btt::ZERO,
     }
 }
 
@@ -205,7 +220,7 @@ fn again(known: &HostAgreement, peer: PublicKey, proposal: &Proposal) -> Result<
     }
 }
 
-/// Until when an agreement of this size may stay unsigned, wall clock.
+/// Until when a funded agreement of this size may stay unsigned, wall clock.
 pub(super) fn reserved_until(size: u64) -> u64 {
     wall_clock().saturating_add(RESERVATION).saturating_add(size / SLOWEST_TRANSFER)
 }
@@ -229,12 +244,13 @@ fn check_list(list: &[u8], proposal: &Proposal) -> Result<BlockList, Refusal> {
     Ok(list)
 }
 
+/// That there is room for one more agreement without money; for how many seconds it is kept.
 fn check_space(
     all: &[(B256, HostAgreement)],
     peer: PublicKey,
     asked: u64,
     capacity: u64,
-) -> Result<(), Refusal> {
+) -> Result<u64, Refusal> {
     let live = all.iter().filter(|(_, r)| r.state.holds_space()).count();
     if live >= MAX_LIVE {
         return Err(Refusal::TooMany(format!("{live} agreements are running")));
@@ -244,22 +260,33 @@ fn check_space(
         return Err(Refusal::NoSpace { asked, free });
     }
     let unsigned = all.iter().filter(|(_, r)| matches!(r.state, HostState::Reserved | HostState::Received));
-    let (mut count, mut of_peer, mut bytes) = (0, 0, 0u64);
+    let (mut count, mut of_peer, mut unfunded) = (0, 0, Vec::new());
     for (_, r) in unsigned {
         count += 1;
-        if r.renter == peer {
-            of_peer += 1;
-            bytes = bytes.saturating_add(r.agreement.size);
+        of_peer += usize::from(r.renter == peer);
+        if !r.funded {
+            unfunded.push(r.agreement.size);
         }
     }
     if count >= MAX_UNSIGNED || of_peer >= MAX_PER_PEER {
         return Err(Refusal::TooMany(format!("{of_peer} of this renter, {count} in all")));
     }
-    // The first unsigned agreement of a peer may be of any size that fits; further ones share a tenth.
-    if of_peer > 0 && bytes.saturating_add(asked) > free / RESERVED_SHARE {
-        return Err(Refusal::TooMany(format!("{bytes} bytes are set aside for this renter and unsigned")));
+    // Small ones share a tenth of what was free before them. One at a time may be larger, since nothing large could be
+    // kept here otherwise, but not for long.
+    let held = unfunded.iter().fold(0u64, |sum, size| sum.saturating_add(*size));
+    let share = free.saturating_add(held) / RESERVED_SHARE;
+    if asked > share {
+        return match unfunded.iter().any(|size| *size > share) {
+            true => Err(Refusal::TooMany("a large one without a lock is set aside already; try soon".into())),
+            false => Ok(UNFUNDED_LARGE),
+        };
     }
-    Ok(())
+    let small =
+        unfunded.iter().filter(|size| **size <= share).fold(0u64, |sum, size| sum.saturating_add(*size));
+    if small.saturating_add(asked) > share {
+        return Err(Refusal::TooMany(format!("{small} bytes are set aside without a lock")));
+    }
+    Ok(UNFUNDED)
 }
 
 /// Promises the space in the store's own books, with the batch.
@@ -268,4 +295,41 @@ fn promise(store: &Store, batch: &mut Batch, id: B256, bytes: u64) -> Result<(),
         tracing::warn!(%error, "an agreement was refused for lack of space");
         Refusal::NoSpace { asked: bytes, free: 0 }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::terms::tests::{channel, offer, wish};
+
+    const CAPACITY: u64 = 1000 << 20;
+
+    fn peer(n: u8) -> PublicKey {
+        btfs_ledger::SecretKey::from_bytes(&[n; 32]).unwrap().public()
+    }
+
+    fn unsigned(renter: u8, size: u64, funded: bool) -> (B256, HostAgreement) {
+        let id = B256::repeat_byte(renter);
+        let draft = terms::draft(&offer(), B256::ZERO, &channel(), id, &wish()).unwrap();
+        let draft = btfs_ledger::typed::Agreement { size, ..draft };
+        let proposal = Proposal { channel: channel(), draft, list_bytes: 0 };
+        (id, HostAgreement { funded, ..reserved(peer(renter), &proposal, 0) })
+    }
+
+    #[test]
+    fn space_without_money_is_a_tenth_and_one_large_agreement() {
+        let mib = |n: u64| n << 20;
+        let asked = |all: &[_], size| check_space(all, peer(9), size, CAPACITY);
+        assert_eq!(asked(&[], mib(100)), Ok(UNFUNDED));
+        assert_eq!(asked(&[], mib(900)), Ok(UNFUNDED_LARGE), "large ones are kept for a short time only");
+        let small = [unsigned(1, mib(60), false)];
+        assert_eq!(asked(&small, mib(40)), Ok(UNFUNDED));
+        assert!(matches!(asked(&small, mib(41)), Err(Refusal::TooMany(_))), "others share the tenth");
+        let large = [unsigned(1, mib(500), false)];
+        assert!(matches!(asked(&large, mib(300)), Err(Refusal::TooMany(_))), "one large one at a time");
+        assert_eq!(asked(&large, mib(50)), Ok(UNFUNDED), "which does not keep small ones out");
+        let paid = [unsigned(1, mib(500), true)];
+        assert_eq!(asked(&paid, mib(300)), Ok(UNFUNDED_LARGE), "those with a lock do not count");
+        assert!(matches!(asked(&paid, mib(501)), Err(Refusal::NoSpace { .. })));
+    }
 }

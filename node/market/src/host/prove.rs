@@ -58,6 +58,7 @@ impl HostService {
             return Err(Refusal::WrongState(format!("{:?}", record.state).to_lowercase()));
         }
         check_epochs(&record, &request)?;
+        check_paid(&record, &request)?;
         let current = self.current_epoch(&record, &request).await?;
         self.admit(request.id, current).await?;
         let _slot = self.0.proof_slots.acquire().await.map_err(internal)?;
@@ -127,6 +128,16 @@ fn check_epochs(r: &HostAgreement, request: &AuditRequest) -> Result<(), Refusal
     if e >= end || from > e || e - from >= MAX_CATCH_UP {
         let text = format!("epochs {from} to {e} are no audit of a term of {end} epochs");
         return Err(Refusal::Terms(text));
+    }
+    Ok(())
+}
+
+/// That the renter does not skip what it owes: an audit that begins above unpaid proofs would store for nothing.
+fn check_paid(r: &HostAgreement, request: &AuditRequest) -> Result<(), Refusal> {
+    let vouched = r.voucher.as_ref().map_or(0, |v| v.document.epochs);
+    if request.from > vouched && r.in_arrears() {
+        let unpaid = r.unpaid_proven();
+        return Err(Refusal::WrongState(format!("in arrears: {unpaid} proven epochs are not paid")));
     }
     Ok(())
 }

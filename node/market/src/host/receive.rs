@@ -64,9 +64,12 @@ impl HostService {
             HostState::Received | HostState::Active => return Ok(received(&record)),
             state => return Err(Refusal::WrongState(format!("{state:?}").to_lowercase())),
         }
-        if record.agreement.size > FREE_PULL {
-            self.0.check_funded(id, &record).await?;
-        }
+        let record = match self.0.check_funded(id, &record).await {
+            Ok(()) => self.0.funded(id).await?,
+            // A little is taken on trust: the lock may be there and not be seen yet.
+            Err(_) if record.agreement.size <= FREE_PULL => record,
+            Err(refusal) => return Err(refusal),
+        };
         let pull = self.0.clone().pull_of(id, &record);
         match pull.wait().await {
             None => {
@@ -94,6 +97,18 @@ impl Inner {
         let needed = own.checked_add(others).unwrap_or(Btt::MAX);
         let available = view.available();
         if needed > available { Err(Refusal::NotFunded { needed, available }) } else { Ok(()) }
+    }
+
+    /// Writes down that the lock covers an agreement, which keeps its space for as long as its transfer takes.
+    async fn funded(self: &Arc<Self>, id: B256) -> Result<HostAgreement, Refusal> {
+        self.change(id, |_, _, r| {
+            if !r.funded {
+                r.funded = true;
+                r.reserved_until = r.reserved_until.max(reserved_until(r.agreement.size));
+            }
+            Ok(r.clone())
+        })
+        .await
     }
 
     /// What the other signed agreements of a channel still need of its lock.
@@ -142,7 +157,8 @@ impl Inner {
         count: Arc<AtomicU64>,
     ) -> Result<(), Refusal> {
         // The semaphore lives as long as the service.
-        let _slot = self.pull_slots.clone().acquire_owned().await.map_err(internal)?;
+        let slots = if record.funded { &self.pull_slots } else { &self.unfunded_slot };
+        let _slot = slots.clone().acquire_owned().await.map_err(internal)?;
         let list = self.list(id).await?;
         let list = Arc::new(list);
         let ingest = self.fill(&record, &list, &count).await?;
@@ -245,7 +261,9 @@ impl Inner {
             pages::delete(s.state(), batch, &records::TREES, id).map_err(internal)?;
             pages::put(batch, &records::TREES, id, &bytes).map_err(internal)?;
             r.state.advance(HostState::Received).map_err(internal)?;
-            r.reserved_until = reserved_until(0);
+            if r.funded {
+                r.reserved_until = reserved_until(0);
+            }
             Ok(())
         })
         .await

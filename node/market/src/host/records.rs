@@ -76,6 +76,9 @@ pub struct HostAgreement {
     /// Wall-clock time until which an unsigned agreement keeps its space. Not settlement time: it bounds how long a
     /// silent renter can hold space, and a stepped clock must not end it.
     pub reserved_until: u64,
+    /// Whether the lock was seen to cover it: only then the space is kept for longer than a lock takes.
+    #[serde(default)]
+    pub funded: bool,
     /// The renter's signature over the final agreement.
     pub renter_signature: Option<Signature>,
     /// This host's signature over it.
@@ -92,12 +95,34 @@ pub struct HostAgreement {
     pub paid: Btt,
     /// Earlier end by notice of either side.
     pub ends: Option<u32>,
+    /// Owed by the best voucher when the lock was found empty: it cannot be redeemed, so nothing waits for it.
+    #[serde(default)]
+    pub lost: Btt,
 }
 
+/// Proven epochs that may be unpaid before a renter counts as one that does not pay: the newest ones are on their way.
+const UNPAID: u32 = 2;
+/// Of all proven epochs one in so many may stay unpaid besides: answers that got lost on the way back are judged as
+/// silence by an honest renter too.
+const LOST_ANSWERS: u32 = 10;
+
 impl HostAgreement {
-    /// Owed by the best voucher and not yet paid out.
+    /// Owed by the best voucher and not yet paid out, as far as the lock has not been found empty.
     pub fn unredeemed(&self) -> Btt {
-        self.earned().saturating_sub(self.paid)
+        self.earned().saturating_sub(self.paid).saturating_sub(self.lost)
+    }
+
+    /// Epochs that were proven and that no voucher or claim has paid.
+    pub fn unpaid_proven(&self) -> u32 {
+        let got = self.earned().max(self.paid).saturating_sub(self.agreement.setup_price);
+        let paid = got.units().checked_div(self.agreement.epoch_price.units());
+        let paid = paid.map_or(u32::MAX, |epochs| u32::try_from(epochs).unwrap_or(u32::MAX));
+        self.proven.saturating_sub(paid)
+    }
+
+    /// Whether more proven epochs are unpaid than a renter that pays would leave.
+    pub fn in_arrears(&self) -> bool {
+        self.unpaid_proven() > UNPAID.saturating_add(self.proven / LOST_ANSWERS)
     }
 
     /// Owed in all by the best voucher.

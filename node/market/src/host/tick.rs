@@ -3,7 +3,9 @@
 //! A tick only does what the records say is due, so it may run any number of times, and after a restart it goes on
 //! where the last one stopped.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use btfs_ledger::{B256, PublicKey};
 use btfs_storage::Store;
@@ -17,8 +19,12 @@ use crate::ports::wall_clock;
 use crate::schedule::MAX_CLOCK_DISAGREEMENT;
 use crate::states::HostState;
 
+/// Wall-clock time in which a voucher comes after its proof, however fast a local clock is stepped.
+pub(crate) const VOUCHER_WAIT: Duration = Duration::from_secs(30);
+/// The reason on record when the host ends it for lack of vouchers.
+const UNPAID: &str = "the renter does not pay for proven epochs";
 /// How long the renter has to answer a notice.
-const NOTICE_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
+const NOTICE_WAIT: Duration = Duration::from_secs(10);
 
 impl HostService {
     /// Does everything that is due at settlement time `now`.
@@ -28,9 +34,10 @@ impl HostService {
             Err(error) => return tracing::error!(%error, "the host's agreements cannot be read"),
         };
         let (mut freed, mut done) = (Vec::new(), true);
+        let mut leaving = HashMap::new();
         for (id, record) in all {
             let size = record.agreement.size;
-            match self.0.tick_one(id, record, now).await {
+            match self.0.tick_one(id, record, now, &mut leaving).await {
                 Ok(true) => freed.push(MarketEvent::SpaceFreed { id, size }),
                 Ok(false) => {}
                 // Tried again at the next tick; nothing was lost.
@@ -123,7 +130,13 @@ impl HostService {
 
 impl Inner {
     /// One agreement's due step; whether space became free.
-    async fn tick_one(self: &Arc<Self>, id: B256, r: HostAgreement, now: u64) -> Result<bool, HostError> {
+    async fn tick_one(
+        self: &Arc<Self>,
+        id: B256,
+        r: HostAgreement,
+        now: u64,
+        leaving: &mut HashMap<B256, bool>,
+    ) -> Result<bool, HostError> {
         match r.state {
             HostState::Reserved | HostState::Received => {
                 let over = wall_clock() > r.reserved_until && !self.is_pulling(id);
@@ -135,10 +148,15 @@ impl Inner {
             HostState::Active => {
                 let schedule = r.schedule();
                 if schedule.ended(now) >= schedule.end_epoch {
-                    self.close(id).await?;
+                    self.close(id, None).await?;
                     return self.closing(id, now).await;
                 }
-                if self.worth_redeeming(&r) || self.lock_is_leaving(&r).await {
+                if self.stays_unpaid(id, &r, now) {
+                    self.close(id, Some(now)).await?;
+                    self.clone().tell_end(id, r.renter, schedule.epoch_at(now).saturating_add(1));
+                    return self.closing(id, now).await;
+                }
+                if self.worth_redeeming(&r) || self.lock_is_leaving(&r, leaving).await? {
                     self.redeem(id).await?;
                 }
                 Ok(false)
@@ -149,27 +167,74 @@ impl Inner {
                 self.release_rest(id).await?;
                 Ok(false)
             }
-            HostState::Done | HostState::Failed => Ok(false),
+            HostState::Done => Ok(false),
+            // Left by an earlier version, which kept them.
+            HostState::Failed => {
+                self.forget(id).await?;
+                Ok(false)
+            }
         }
     }
 
-    /// Whether the funder has announced to take money back while something is owed.
-    async fn lock_is_leaving(&self, r: &HostAgreement) -> bool {
+    /// Whether the funder has announced to take money back while something is owed. Each channel is read once a tick.
+    async fn lock_is_leaving(
+        &self,
+        r: &HostAgreement,
+        known: &mut HashMap<B256, bool>,
+    ) -> Result<bool, HostError> {
         if r.unredeemed() == btfs_ledger::Btt::ZERO {
+            return Ok(false);
+        }
+        let channel = r.channel.id();
+        if let Some(leaving) = known.get(&channel) {
+            return Ok(*leaving);
+        }
+        let leaving = self.money.channel(channel).await?.pending > btfs_ledger::Btt::ZERO;
+        known.insert(channel, leaving);
+        Ok(leaving)
+    }
+
+    /// Whether proven epochs have been unpaid for the half epoch in which a verdict and its voucher come. Counted from
+    /// when this process first saw it, so that a renter can bring what a host that was away has missed.
+    fn stays_unpaid(&self, id: B256, r: &HostAgreement, now: u64) -> bool {
+        let mut arrears = self.arrears.lock();
+        if !r.in_arrears() {
+            arrears.remove(&id);
             return false;
         }
-        self.money.channel(r.channel.id()).await.is_ok_and(|c| c.pending > btfs_ledger::Btt::ZERO)
+        let (since, seen) = *arrears.entry(id).or_insert((now, Instant::now()));
+        let half = (r.schedule().length / 2).max(1);
+        // A voucher may be on its way while a local clock jumps.
+        now >= since.saturating_add(half) && seen.elapsed() >= VOUCHER_WAIT
     }
 
-    async fn close(self: &Arc<Self>, id: B256) -> Result<(), Refusal> {
-        let peer = self
-            .change(id, |_, _, r| {
+    /// Active -> Closing: the term is over, or `unpaid` (since now) the renter does not pay and it ends with the next
+    /// epoch.
+    async fn close(self: &Arc<Self>, id: B256, unpaid: Option<u64>) -> Result<(), Refusal> {
+        let (peer, reason) = self
+            .change(id, move |_, _, r| {
                 r.state.advance(HostState::Closing).map_err(internal)?;
-                Ok(r.renter)
+                if let Some(now) = unpaid {
+                    let next = r.schedule().epoch_at(now).saturating_add(1);
+                    r.ends = Some(r.ends.unwrap_or(r.agreement.end_epoch).min(next));
+                    r.reason = Some(UNPAID.to_owned());
+                }
+                Ok((r.renter, r.reason.clone().filter(|_| unpaid.is_some())))
             })
             .await?;
-        self.events.send(MarketEvent::Closed { id, peer, reason: None });
+        self.arrears.lock().remove(&id);
+        self.events.send(MarketEvent::Closed { id, peer, reason });
         Ok(())
+    }
+
+    /// Tells a renter that its agreement ends; the end holds whether it hears it or not.
+    fn tell_end(self: Arc<Self>, id: B256, renter: PublicKey, epoch: u32) {
+        tokio::spawn(async move {
+            let request = encode(&RentalRequest::Quit { id, epoch });
+            if let Err(error) = self.courier.ask(&renter, RENTAL_PROTOCOL, request, NOTICE_WAIT).await {
+                tracing::info!(agreement = %id, %error, "the renter did not hear that its agreement ends");
+            }
+        });
     }
 
     /// Redeems, and once the data's time is over frees the space.
@@ -208,15 +273,30 @@ impl Inner {
         Ok(done.await?)
     }
 
-    /// Ends an agreement that never began, and frees its space.
+    /// Ends an agreement that never began, frees its space, and forgets it: nothing is signed, nothing is owed, and
+    /// whoever asks about it later hears "unknown", which says so too.
     pub(super) async fn fail(self: &Arc<Self>, id: B256, reason: &str) -> Result<(), Refusal> {
-        let reason = reason.to_owned();
-        self.change(id, move |s, batch, r| {
-            r.state.advance(HostState::Failed).map_err(internal)?;
-            r.reason = Some(reason);
-            free(s, batch, id)
-        })
-        .await
+        tracing::info!(agreement = %id, reason, "an agreement did not begin");
+        self.forget(id).await
+    }
+
+    async fn forget(self: &Arc<Self>, id: B256) -> Result<(), Refusal> {
+        let this = self.clone();
+        self.store
+            .run(move |s| {
+                let _one = this.write.lock();
+                let db = s.state();
+                let found = db.get(&records::AGREEMENTS, &id.0).map_err(internal)?;
+                let mut r = found.ok_or(Refusal::Unknown)?;
+                if r.state != HostState::Failed {
+                    r.state.advance(HostState::Failed).map_err(internal)?;
+                }
+                let mut batch = db.batch();
+                free(s, &mut batch, id)?;
+                batch.delete(&records::AGREEMENTS, &id.0).map_err(internal)?;
+                db.commit(batch).map_err(internal)
+            })
+            .await
     }
 }
 

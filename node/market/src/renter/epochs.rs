@@ -16,7 +16,9 @@ use rand::RngExt;
 use super::records::RenterAgreement;
 use super::tripwire::remember;
 use super::{Inner, QUICK_ANSWER, RentError, RenterService, unexpected};
-use crate::audit::{self, ANSWER_DEADLINE, LOCAL_PROBE, REDIALS, RETRIES, SLOW_ANSWER, Verdict};
+use crate::audit::{
+    self, ANSWER_DEADLINE, AUDITS_PER_EPOCH, LOCAL_PROBE, REDIALS, RETRIES, SLOW_ANSWER, Verdict,
+};
 use crate::events::MarketEvent;
 use crate::messages::{
     AUDIT_PROTOCOL, AuditRequest, MAX_AUDIT_REPLY, RentalReply, RentalRequest, decode, encode,
@@ -31,7 +33,7 @@ const AT_ONCE: usize = 16;
 /// Silence is asked again after this fraction of an epoch.
 const ASK_AGAIN: u64 = 16;
 /// Audits of one agreement in one tick: with 14 epochs each, enough for 56 missed days, which is all a host answers.
-const AUDITS_PER_TICK: u32 = audit::AUDITS_PER_EPOCH;
+const AUDITS_PER_TICK: u32 = AUDITS_PER_EPOCH;
 
 /// Whether an agreement has work left at the moment of the tick.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -90,6 +92,16 @@ impl Inner {
     /// All due work of one agreement.
     async fn work(self: &Arc<Self>, id: B256, now: u64) -> Result<Left, RentError> {
         let mut left = Left::Nothing;
+        let r = self.agreement(id).await?;
+        if r.state == RenterState::Offered {
+            self.ask_offered(id, &r, now).await?;
+        }
+        if !matches!(
+            self.agreement(id).await?.state,
+            RenterState::Active | RenterState::Closing | RenterState::Done
+        ) {
+            return Ok(left);
+        }
         for _ in 0..AUDITS_PER_TICK {
             let r = self.agreement(id).await?;
             if r.state != RenterState::Active || r.schedule().due(r.next, now).is_none() {
@@ -147,7 +159,7 @@ impl Inner {
             .await?;
             return Ok(Judged::Yes);
         }
-        let (verdict, millis) = self.audit_with_retries(r, from, epoch).await;
+        let Heard { verdict, millis, excuse } = self.audit_with_retries(id, from, epoch).await?;
         self.events.send(MarketEvent::Audit {
             id,
             host: r.host,
@@ -157,11 +169,24 @@ impl Inner {
             millis,
         });
         let late = now >= schedule.verdict_deadline(epoch);
+        // A host with an excuse is asked again until an epoch's time is over; then that one is lost to it.
+        let over = (from..=epoch).take_while(|e| now >= schedule.verdict_deadline(*e)).last();
         match &verdict {
             Verdict::Unknown(_) => {
                 self.ask_again_at(id, now, schedule.length);
                 Ok(Judged::Open)
             }
+            v if v.is_silence() && excuse => match over {
+                Some(last) => {
+                    self.record(id, from, last, verdict, millis, stream.paid).await?;
+                    Ok(Judged::Yes)
+                }
+                None => {
+                    self.ask_again_at(id, now, schedule.length);
+                    // A local clock stands until it is stepped: the next day's audit covers this one too.
+                    Ok(if self.local { Judged::Open } else { Judged::NotYet })
+                }
+            },
             v if v.is_silence() && !self.local && !late => {
                 self.ask_again_at(id, now, schedule.length);
                 Ok(Judged::NotYet)
@@ -190,38 +215,61 @@ impl Inner {
         }
     }
 
-    /// Asks, and again after silence, each time with a fresh nonce.
+    /// Asks, and again after silence, each time with a fresh nonce, and never with more of them than an epoch has: a
+    /// host that saw a nonce and kept silent must not draw until the leaves suit it.
     async fn audit_with_retries(
         self: &Arc<Self>,
-        r: &RenterAgreement,
+        id: B256,
         from: u32,
         epoch: u32,
-    ) -> (Verdict, u64) {
-        let mut last = self.probe(r).await;
+    ) -> Result<Heard, RentError> {
+        let r = &self.agreement(id).await?;
+        let mut last = self.probe(r, epoch).await;
         let (mut retries, mut redials) = (RETRIES, REDIALS);
-        while last.is_none() {
+        let last = loop {
+            if let Some(last) = last {
+                break last;
+            }
+            if !self.take_nonce(id, epoch).await? {
+                break Heard { verdict: Verdict::Timeout, millis: 0, excuse: false };
+            }
             let answer = self.audit_once(r, from, epoch).await;
-            let left = match &answer.0 {
-                Verdict::Timeout => &mut retries,
+            let left = match &answer.verdict {
+                Verdict::Timeout if !answer.excuse => &mut retries,
                 Verdict::Offline => &mut redials,
-                _ => return answer,
+                _ => return Ok(answer),
             };
             match left.checked_sub(1) {
                 Some(fewer) => *left = fewer,
                 None => last = Some(answer),
             }
-        }
-        let last = last.unwrap_or((Verdict::Offline, 0));
+        };
         if !self.discovery.online().await {
-            return (Verdict::Unknown("this node itself has no connection".into()), last.1);
+            let verdict = Verdict::Unknown("this node itself has no connection".into());
+            return Ok(Heard { verdict, ..last });
         }
-        last
+        Ok(last)
     }
 
-    /// Asks a host that was silent last time whether it is back, before it costs the patience of whole audits. A
+    /// Counts one nonce for the audit of `epoch`, before it is drawn; false if it has had all.
+    async fn take_nonce(self: &Arc<Self>, id: B256, epoch: u32) -> Result<bool, RentError> {
+        self.change(id, move |_, _, r| {
+            let (of, count) = r.asked;
+            let count = if of == epoch { count } else { 0 };
+            if count >= AUDITS_PER_EPOCH {
+                return Ok(false);
+            }
+            r.asked = (epoch, count + 1);
+            Ok(true)
+        })
+        .await
+    }
+
+    /// Asks a host that was silent last time (or a moment ago, about this epoch) whether it is back, before it costs the patience of whole audits. A
     /// verdict if it is not.
-    async fn probe(&self, r: &RenterAgreement) -> Option<(Verdict, u64)> {
-        if !r.verdict.as_ref().is_some_and(Verdict::is_silence) {
+    async fn probe(&self, r: &RenterAgreement, epoch: u32) -> Option<Heard> {
+        let asked = r.asked.0 == epoch && r.asked.1 > 0;
+        if !asked && !r.verdict.as_ref().is_some_and(Verdict::is_silence) {
             return None;
         }
         let limit = if self.local { LOCAL_PROBE } else { ANSWER_DEADLINE };
@@ -232,10 +280,10 @@ impl Inner {
                 Err(RentError::Courier(CourierError::Unreachable(_))) => Verdict::Offline,
                 _ => return None,
             };
-        Some((verdict, began.elapsed().as_millis() as u64))
+        Some(Heard { verdict, millis: began.elapsed().as_millis() as u64, excuse: false })
     }
 
-    async fn audit_once(self: &Arc<Self>, r: &RenterAgreement, from: u32, epoch: u32) -> (Verdict, u64) {
+    async fn audit_once(self: &Arc<Self>, r: &RenterAgreement, from: u32, epoch: u32) -> Heard {
         let nonce = B256::from(rand::rng().random::<[u8; 32]>());
         let request = AuditRequest { id: r.agreement.id, from, epoch, nonce };
         let withheld = self.withhold(r, &request).await;
@@ -246,12 +294,13 @@ impl Inner {
         let reply = reply.and_then(|bytes| {
             decode(&bytes, MAX_AUDIT_REPLY).map_err(|e| CourierError::Protocol(e.to_string()))
         });
+        let excuse = audit::is_excuse(&reply);
         let verdict = match audit::judge(&r.agreement, &request, reply) {
             // Late is silent, whatever the transport thought.
             Verdict::Pass if elapsed > ANSWER_DEADLINE => Verdict::Timeout,
             verdict => verdict,
         };
-        (verdict, elapsed.as_millis() as u64)
+        Heard { verdict, millis: elapsed.as_millis() as u64, excuse }
     }
 
     /// Writes the verdict, and with a pass the voucher, in one batch; only then is anything sent.
@@ -374,13 +423,21 @@ impl Inner {
 /// Whether an agreement may need something: it runs, or its last voucher has not arrived and still can be paid.
 fn has_work(r: &RenterAgreement, now: u64) -> bool {
     match r.state {
-        RenterState::Active | RenterState::Closing => true,
+        RenterState::Offered | RenterState::Active | RenterState::Closing => true,
         RenterState::Done => {
             let unheard = r.voucher.is_some() && !r.acknowledged;
             unheard && now < r.schedule().data_until().saturating_add(u64::from(r.channel.window))
         }
         _ => false,
     }
+}
+
+/// What came of asking.
+struct Heard {
+    verdict: Verdict,
+    millis: u64,
+    /// Whether the silence was an excuse in words.
+    excuse: bool,
 }
 
 /// What became of a due audit.

@@ -59,6 +59,7 @@ impl RenterService {
             size: 1 << 20,
             term: thirty_days,
             max_price: None,
+            max_setup: None,
             max_window: super::plan::MAX_WINDOW,
             now,
         });

@@ -14,6 +14,7 @@
 mod epochs;
 mod hosts;
 mod notice;
+mod offered;
 mod place;
 mod plan;
 pub(crate) mod records;
@@ -140,6 +141,8 @@ pub(crate) struct Inner {
     placing: Mutex<HashSet<B256>>,
     /// Counts placings that ended.
     placed: tokio::sync::watch::Sender<u64>,
+    /// Counts cancellations; whoever places looks whether it is meant.
+    cancels: tokio::sync::watch::Sender<u64>,
     /// Something changed that a loop should look at.
     pub changed: Notify,
     /// One lock or refund at a time: each reads the channel, calls and records.
@@ -177,6 +180,7 @@ impl RenterService {
             quotes: Mutex::new(HashMap::new()),
             placing: Mutex::new(HashSet::new()),
             placed: tokio::sync::watch::Sender::new(0),
+            cancels: tokio::sync::watch::Sender::new(0),
             changed: Notify::new(),
             paying: tokio::sync::Mutex::new(()),
             due: Mutex::new(HashMap::new()),

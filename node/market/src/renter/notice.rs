@@ -2,7 +2,8 @@
 
 use btfs_ledger::{B256, PublicKey};
 
-use super::records::{RenterAgreement, ThingState};
+use super::place::CANCELLED;
+use super::records::{RenterAgreement, THINGS, ThingState};
 use super::{Inner, QUICK_ANSWER, RentError, RenterService};
 use crate::messages::{Refusal, RentalReply, RentalRequest};
 use crate::states::RenterState;
@@ -12,21 +13,29 @@ const HOST_GAVE_NOTICE: &str = "the host gave notice";
 
 impl RenterService {
     /// Ends all agreements of a thing with the beginning of the next epoch. Hosts are told now or, if they are away,
-    /// as soon as they can be reached; what they proved until then is paid.
+    /// as soon as they can be reached; what they proved until then is paid. What is still being placed is given up.
     pub async fn cancel(&self, thing: B256) -> Result<(), RentError> {
         let now = self.0.now().await?;
-        let record = self.0.thing(thing).await?;
-        if record.state == ThingState::Placing {
-            let text = "it is still being placed; wait until that is done";
-            return Err(RentError::Request(text.into()));
+        let placing = self
+            .0
+            .write(move |s, batch| {
+                let found = s.state().get(&THINGS, &thing.0)?;
+                let mut record = found.ok_or_else(|| RentError::Unknown(thing.to_string()))?;
+                record.cancelled = true;
+                batch.put(&THINGS, &thing.0, &record)?;
+                Ok(record.state == ThingState::Placing)
+            })
+            .await?;
+        self.0.cancels.send_modify(|n| *n += 1);
+        if placing {
+            // If a fault stopped the placing, it comes to its end now.
+            self.0.clone().start_placing(thing);
         }
         for (id, r) in self.0.agreements().await? {
             if r.thing != thing || r.state != RenterState::Active {
                 continue;
             }
-            self.0
-                .end_with(id, r.schedule().epoch_at(now).saturating_add(1), "cancelled by the renter")
-                .await?;
+            self.0.end_with(id, r.schedule().epoch_at(now).saturating_add(1), CANCELLED).await?;
             let r = self.0.agreement(id).await?;
             self.0.send_notice(id, &r).await?;
         }

@@ -6,10 +6,11 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use btfs_ledger::typed::{Agreement, ChannelTerms, Document, Offer, Signed};
 use btfs_ledger::{B256, Btt, PublicKey};
+use btfs_storage::Store;
 use btfs_storage::blocklist::BlockList;
 use btfs_storage::proof::ProofTree;
 use futures::StreamExt;
@@ -20,10 +21,9 @@ use super::{Inner, RentError, RenterService, plan, unexpected};
 use crate::events::MarketEvent;
 use crate::messages::{LIST_PAGE, Proposal, Refusal, RentalReply, RentalRequest};
 use crate::money::MoneyError;
-use crate::score::Need;
+use crate::score::{self, Need};
 use crate::states::RenterState;
 use crate::terms::{self, Wish};
-use crate::vouchers;
 
 /// Slots of one thing that are filled at once: pulls of more hosts would share one uplink anyway.
 const FILLING: usize = 6;
@@ -35,6 +35,18 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Steps of one agreement: the six of the protocol and some more starts.
 const MAX_STEPS: usize = 24;
+/// Starts signed for one agreement, over all restarts: each is remembered, since the host may hold any of them.
+const MAX_STARTS: usize = 64;
+/// Pause between two questions about a transfer that goes on.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(250);
+/// A transfer that brings nothing for so long is given up: a host that is busy with others takes minutes.
+const STALLED: Duration = Duration::from_secs(600);
+/// The longest that a delivery may take, besides its bytes: the host's own limit for a reservation.
+const DELIVERY: Duration = Duration::from_secs(3600);
+/// Bytes a second at which a delivery must at least go on.
+const SLOWEST_DELIVERY: u64 = 64 << 10;
+/// The reason on record after [`RenterService::cancel`].
+pub(super) const CANCELLED: &str = "cancelled by the renter";
 /// Hosts tried for one slot.
 const MAX_TRIED: usize = 8;
 
@@ -62,11 +74,13 @@ impl Patience {
 }
 
 /// What became of an agreement.
-enum Step {
+pub(super) enum Step {
     /// Active (or already past it).
     Active,
     /// It ended before it began; why.
     Failed(String),
+    /// Our signature is out and the host does not say whether it signed; why. The renter's ticks see it through.
+    Silent(String),
 }
 
 impl RenterService {
@@ -131,6 +145,7 @@ impl Inner {
             self.write(move |s, batch| {
                 let Some(mut thing) = s.state().get(&records::THINGS, &id.0)? else { return Ok(()) };
                 if thing.state == ThingState::Placing {
+                    let problem = if thing.cancelled { Some(CANCELLED.to_owned()) } else { problem };
                     thing.state = if problem.is_some() { ThingState::Incomplete } else { ThingState::Active };
                     thing.problem = problem;
                     batch.put(&records::THINGS, &id.0, &thing)?;
@@ -147,6 +162,7 @@ impl Inner {
     /// Signs hosts up for one slot until one is active or none is left.
     async fn fill_slot(self: Arc<Self>, id: B256, slot: usize) -> Result<(), RentError> {
         let mut last: Option<String> = None;
+        let mut silent: Option<B256> = None;
         loop {
             let thing = self.thing(id).await?;
             if thing.state != ThingState::Placing {
@@ -158,8 +174,13 @@ impl Inner {
                 None => None,
             };
             let agreement = match open {
-                Some((agreement, r)) if r.state != RenterState::Failed => agreement,
+                Some((agreement, r)) if r.state != RenterState::Failed && silent != Some(agreement) => {
+                    agreement
+                }
                 failed => {
+                    if thing.cancelled {
+                        return Err(RentError::Request(CANCELLED.into()));
+                    }
                     last = failed.and_then(|(_, r)| r.reason).or(last);
                     if place.tried.len() >= MAX_TRIED {
                         return Err(RentError::Request(last.unwrap_or_else(|| "no host took it".into())));
@@ -170,6 +191,7 @@ impl Inner {
             match self.drive(agreement).await? {
                 Step::Active => return Ok(()),
                 Step::Failed(reason) => last = Some(reason),
+                Step::Silent(reason) => (last, silent) = (Some(reason), Some(agreement)),
             }
         }
     }
@@ -215,6 +237,7 @@ impl Inner {
         self.write(move |s, batch| {
             let found = s.state().get(&records::THINGS, &id.0)?;
             let mut thing = found.ok_or_else(|| RentError::Unknown(id.to_string()))?;
+            check_total(s, &thing, slot, &record.agreement)?;
             thing.slots[slot].agreement = Some(agreement_id);
             thing.slots[slot].tried.push(host);
             batch.put(&records::THINGS, &id.0, &thing)?;
@@ -235,19 +258,29 @@ impl Inner {
         let place = &thing.slots[slot];
         let now = self.now().await?;
         let term = u64::from(thing.epochs) * u64::from(thing.epoch_length);
-        let (max_price, max_window) = (thing.max_price, plan::MAX_WINDOW);
-        let need = Need { size, term, max_price, max_window, now };
+        let max_price = thing.bounds.map(|b| b.price).or(thing.max_price);
+        let max_setup = thing.bounds.map(|b| b.setup_price);
+        let need = Need { size, term, max_price, max_setup, max_window: plan::MAX_WINDOW, now };
         if place.tried.is_empty() {
             let planned = place.planned;
             let found = self.store.run(move |s| s.state().get(&HOSTS, planned.as_bytes())).await?;
-            let offer = found.and_then(|r| r.offer).filter(|o| o.document.expires > now);
-            if let Some(offer) = offer {
+            // As it was quoted, or better; an offer that changed since competes with the others.
+            let as_quoted = |o: &Offer| {
+                let quoted = place.quoted;
+                quoted.is_none_or(|q| o.price <= q.price && o.setup_price <= q.setup_price)
+            };
+            let fitting = found.filter(|r| {
+                let offer = r.offer.as_ref().map(|o| &o.document);
+                offer.is_some_and(|o| as_quoted(o) && score::fits(o, &r.reputation, &need).is_ok())
+            });
+            if let Some(offer) = fitting.and_then(|r| r.offer) {
                 return Ok((planned, offer));
             }
         }
         let survey = self.survey(now).await?;
-        let taken: Vec<PublicKey> =
-            thing.slots.iter().flat_map(|s| s.tried.iter().chain([&s.planned])).copied().collect();
+        let others = thing.slots.iter().enumerate().filter(|(i, _)| *i != slot).map(|(_, s)| s.planned);
+        let tried = thing.slots.iter().flat_map(|s| s.tried.iter().copied());
+        let taken: Vec<PublicKey> = tried.chain(others).collect();
         let (chosen, _, excluded) = self.choose(&survey, &need, 1, &taken).await;
         match chosen.into_iter().next() {
             Some((host, offer, _)) => Ok((host, offer)),
@@ -263,61 +296,59 @@ impl Inner {
         }
     }
 
-    /// Takes an agreement as far as it goes: to active, or to failed.
+    /// Takes an agreement as far as it goes: to active, to failed, or to a host that does not say whether it signed.
     async fn drive(self: &Arc<Self>, id: B256) -> Result<Step, RentError> {
         for _ in 0..MAX_STEPS {
             let r = self.agreement(id).await?;
-            let step = match r.state {
-                RenterState::Draft => self.propose(id, &r).await,
-                RenterState::Reserved => self.fund(id, &r).await,
-                RenterState::Funded => self.deliver_and_sign(id, &r).await,
-                RenterState::Offered => self.exchange(id, &r).await,
+            match r.state {
                 RenterState::Failed => return Ok(Step::Failed(r.reason.unwrap_or_default())),
                 RenterState::Active | RenterState::Closing | RenterState::Done => return Ok(Step::Active),
+                _ if self.thing(r.thing).await?.cancelled => return self.give_up(id, CANCELLED).await,
+                _ => {}
+            }
+            let step = match r.state {
+                // A call to the settlement is seen through: it does not wait for the host.
+                RenterState::Reserved => self.fund(id, &r).await,
+                _ => tokio::select! {
+                    step = self.talk(id, &r) => step,
+                    cancelled = self.cancelled(r.thing) => cancelled.and(Ok(())),
+                },
             };
             match step {
                 Ok(()) => {}
                 // Our own fault or lack of money: no other host would do better.
                 Err(e @ (RentError::Db(_) | RentError::Store(_) | RentError::Step(_))) => return Err(e),
                 Err(e @ RentError::NotEnough { .. }) => {
-                    self.fail(id, &r, &e.to_string()).await?;
+                    self.give_up(id, &e.to_string()).await?;
                     return Err(e);
                 }
-                Err(error) => {
-                    let reason = error.to_string();
-                    self.fail(id, &r, &reason).await?;
-                    return Ok(Step::Failed(reason));
-                }
+                Err(error) => return self.give_up(id, &error.to_string()).await,
             }
         }
-        let r = self.agreement(id).await?;
-        let reason = "no start of the agreement suits the host's clock";
-        self.fail(id, &r, reason).await?;
-        Ok(Step::Failed(reason.to_owned()))
+        self.give_up(id, "no start of the agreement suits the host's clock").await
     }
 
-    /// Gives an agreement up before it began, and tells the host so that it frees the space.
-    async fn fail(self: &Arc<Self>, id: B256, r: &RenterAgreement, reason: &str) -> Result<(), RentError> {
-        let text = reason.to_owned();
-        let unlocked = matches!(r.state, RenterState::Draft);
-        self.change(id, move |_, _, r| {
-            r.state.advance(RenterState::Failed)?;
-            r.reason = Some(text);
-            r.refunded = unlocked;
-            Ok(())
-        })
-        .await?;
-        self.events.send(MarketEvent::Failed { id, host: r.host, reason: reason.to_owned() });
-        let withdraw = RentalRequest::Cancel { id, epoch: u32::MAX };
-        if let Err(error) = self.ask(&r.host, &withdraw).await {
-            tracing::debug!(agreement = %id, %error, "the host did not hear the withdrawal; its reservation runs out");
+    /// The steps that wait for the host.
+    async fn talk(self: &Arc<Self>, id: B256, r: &RenterAgreement) -> Result<(), RentError> {
+        match r.state {
+            RenterState::Draft => self.propose(id, r).await,
+            RenterState::Funded => self.deliver_and_sign(id, r).await,
+            _ => self.exchange(id, r).await,
         }
-        self.changed.notify_one();
+    }
+
+    /// Waits until a thing is cancelled.
+    async fn cancelled(&self, thing: B256) -> Result<(), RentError> {
+        let mut cancels = self.cancels.subscribe();
+        while !self.thing(thing).await?.cancelled {
+            // The sender lives as long as this service.
+            let _ = cancels.changed().await;
+        }
         Ok(())
     }
 
     /// Asks a host, again after silence.
-    async fn ask_patiently(
+    pub(super) async fn ask_patiently(
         &self,
         host: &PublicKey,
         request: &RentalRequest,
@@ -395,95 +426,75 @@ impl Inner {
         Ok(of_channel.fold(Btt::ZERO, |sum, (_, r)| sum.checked_add(r.need()).unwrap_or(Btt::MAX)))
     }
 
-    /// Funded -> Offered: waits until the host has everything, and signs with the start set to now.
-    async fn deliver_and_sign(self: &Arc<Self>, id: B256, r: &RenterAgreement) -> Result<(), RentError> {
+    /// Asks until the host has everything. Only bytes that arrived count as progress, and the whole has an end, so that
+    /// a host that says "receiving" for ever does not hold the money and the slot.
+    async fn deliver(self: &Arc<Self>, id: B256, r: &RenterAgreement) -> Result<(), RentError> {
+        let size = r.agreement.size;
+        let (began, longest) = (Instant::now(), DELIVERY + Duration::from_secs(size / SLOWEST_DELIVERY));
+        let (mut best, mut moved) = (0, began);
         let mut patience = Patience::new();
-        loop {
-            let reply = self.ask(&r.host, &RentalRequest::Deliver { id }).await;
-            match reply {
-                Ok(RentalReply::Receiving { .. }) => patience = Patience::new(),
+        while began.elapsed() < longest && moved.elapsed() < STALLED {
+            match self.ask(&r.host, &RentalRequest::Deliver { id }).await {
+                Ok(RentalReply::Receiving { received, .. }) => {
+                    let received = received.min(size);
+                    if received > best {
+                        (best, moved, patience) = (received, Instant::now(), Patience::new());
+                    }
+                    tokio::time::sleep(PROGRESS_PAUSE).await;
+                }
                 Ok(RentalReply::Received { size, leaves, root }) => {
                     let a = &r.agreement;
                     if (size, leaves, root) != (a.size, a.leaves, a.root) {
                         return Err(RentError::Protocol("it computed another proof root".into()));
                     }
-                    break;
+                    return Ok(());
                 }
                 Ok(other) => return Err(unexpected(&other)),
                 Err(e) if is_passing(&e) => patience.again(e).await?,
                 Err(e) => return Err(e),
             }
         }
+        Err(RentError::Request(format!("the host took {best} of {size} bytes and then no more")))
+    }
+
+    /// Funded -> Offered: waits until the host has everything, and signs with the start set to now.
+    async fn deliver_and_sign(self: &Arc<Self>, id: B256, r: &RenterAgreement) -> Result<(), RentError> {
+        self.deliver(id, r).await?;
         let start = self.money.refresh().await?;
         let (domain, key) = (*self.money.domain(), self.key.clone());
         self.change(id, move |_, _, r| {
             r.state.advance(RenterState::Offered)?;
+            if r.starts.len() >= MAX_STARTS {
+                return Err(RentError::Request("too many starts were signed for this host".into()));
+            }
             r.agreement.start = start;
+            r.starts.push(start);
             r.signature = Some(key.sign_digest(&r.agreement.digest(&domain)));
             Ok(())
         })
         .await
     }
+}
 
-    /// Offered -> Active: the host's signature over the same digest. When the host will not sign this start and says
-    /// that it has signed nothing, a new start is signed.
-    async fn exchange(self: &Arc<Self>, id: B256, r: &RenterAgreement) -> Result<(), RentError> {
-        let signature = r.signature.ok_or_else(|| RentError::Protocol("no signature on record".into()))?;
-        let signed = Signed { document: r.agreement.clone(), signature };
-        let sign = RentalRequest::Sign(Box::new(signed));
-        let refused = match self.ask_patiently(&r.host, &sign).await {
-            Ok(RentalReply::Signed(answer)) => return self.activate(id, r, *answer).await,
-            Ok(other) => return Err(unexpected(&other)),
-            Err(RentError::Refused(refusal)) => refusal,
-            Err(e) => return Err(e),
-        };
-        match self.ask_patiently(&r.host, &RentalRequest::Status { id }).await? {
-            RentalReply::Status(status) => match status.signed {
-                Some(answer) => self.activate(id, r, answer).await,
-                None if matches!(refused, Refusal::Skew { .. }) => {
-                    self.change(id, |_, _, r| Ok(r.state.advance(RenterState::Funded)?)).await
-                }
-                None => Err(refused.into()),
-            },
-            other => Err(unexpected(&other)),
+/// That a thing with this agreement in `slot` costs no more in all than its quote allowed.
+fn check_total(s: &Store, thing: &Thing, slot: usize, agreement: &Agreement) -> Result<(), RentError> {
+    let Some(bounds) = thing.bounds else { return Ok(()) };
+    let price = |a: &Agreement| a.total_price().unwrap_or(Btt::MAX);
+    let mut sum = price(agreement);
+    for (_, other) in thing.slots.iter().enumerate().filter(|(i, _)| *i != slot) {
+        let Some(id) = other.agreement else { continue };
+        let found = s.state().get(&records::AGREEMENTS, &id.0)?;
+        if let Some(r) = found.filter(|r| r.state != RenterState::Failed) {
+            sum = sum.checked_add(price(&r.agreement)).unwrap_or(Btt::MAX);
         }
     }
-
-    async fn activate(
-        self: &Arc<Self>,
-        id: B256,
-        r: &RenterAgreement,
-        answer: Signed<Agreement>,
-    ) -> Result<(), RentError> {
-        if !terms::same_but_start(&r.agreement, &answer.document) {
-            return Err(RentError::Protocol("it signed another agreement".into()));
-        }
-        answer
-            .verify(self.money.domain(), r.channel.host)
-            .map_err(|e| RentError::Protocol(format!("its signature does not hold: {e}")))?;
-        if answer.document != r.agreement {
-            // An earlier start of ours that the host did sign: it is binding, since we signed it too.
-            tracing::info!(agreement = %id, "the host had signed an earlier start");
-        }
-        let (domain, key) = (*self.money.domain(), self.key.clone());
-        let a = answer.document.clone();
-        self.change(id, move |_, _, r| {
-            r.state.advance(RenterState::Active)?;
-            r.signature = Some(key.sign_digest(&answer.document.digest(&domain)));
-            r.agreement = answer.document;
-            r.host_signature = Some(answer.signature);
-            if let Some(voucher) = vouchers::for_setup(&r.agreement) {
-                r.voucher = Some(Signed::sign(voucher, &domain, &key));
-                r.acknowledged = false;
-            }
-            Ok(())
-        })
-        .await?;
-        let (start, size, epoch_price) = (a.start, a.size, a.epoch_price);
-        self.events.send(MarketEvent::Active { id, peer: r.host, start, size, epoch_price });
-        self.changed.notify_one();
-        Ok(())
+    if sum > bounds.total {
+        return Err(RentError::Request(format!(
+            "prices have risen: the hosts that are left would cost {sum} BTT in all, the quote allowed {}",
+            bounds.total
+        )));
     }
+    Ok(())
 }
 
 /// The record of a new agreement.
@@ -503,10 +514,12 @@ fn drafted(
         channel,
         agreement,
         signature: None,
+        starts: Vec::new(),
         host_signature: None,
         voucher: None,
         acknowledged: false,
         next: 0,
+        asked: (0, 0),
         days: String::new(),
         verdict: None,
         paid: Btt::ZERO,
@@ -518,7 +531,7 @@ fn drafted(
 
 /// Whether asking again soon may help: silence, a host that is busy or just starting, a settlement that is away, a
 /// transfer that broke off, a lock that the host does not see yet.
-fn is_passing(error: &RentError) -> bool {
+pub(super) fn is_passing(error: &RentError) -> bool {
     use crate::ports::CourierError::{Myself, Refused, Timeout, Unreachable};
     matches!(
         error,
@@ -528,6 +541,8 @@ fn is_passing(error: &RentError) -> bool {
                     | Refusal::Transfer(_)
                     | Refusal::NotFunded { .. }
                     | Refusal::Internal(_)
+                    // Space that others have asked for and not paid is free again within minutes.
+                    | Refusal::TooMany(_)
             )
     )
 }

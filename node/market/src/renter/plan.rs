@@ -15,7 +15,7 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use super::hosts::Survey;
-use super::records::{self, Slot, Spread, Thing, ThingState};
+use super::records::{self, Bounds, QuotedPrice, Slot, Spread, Thing, ThingState};
 use super::{Inner, RentError, RenterService};
 use crate::pages;
 use crate::ports::wall_clock;
@@ -72,6 +72,9 @@ pub struct QuotedHost {
     pub size: u64,
     /// Its price for a GiB-day.
     pub price_per_gib_day_btt: Btt,
+    /// Its price once per agreement.
+    #[serde(default)]
+    pub setup_price_btt: Btt,
     /// Its price for one epoch of this.
     pub epoch_price_btt: Btt,
     /// Setup and all epochs.
@@ -109,6 +112,12 @@ pub struct Quote {
     pub excluded: Exclusions,
     /// To be locked: the most this can ever cost.
     pub lock_btt: Btt,
+    /// The most for a GiB-day of a host that replaces one of these before it has begun.
+    #[serde(default)]
+    pub replacement_price_btt: Btt,
+    /// The most that is locked in all if hosts have to be replaced.
+    #[serde(default)]
+    pub limit_btt: Btt,
     /// What the account has.
     pub balance_btt: Btt,
     /// Probability of loss within a year with weekly repair, hosts failing independently at 90 % a year.
@@ -124,6 +133,7 @@ pub(crate) struct Prepared {
     quote: Quote,
     lists: Vec<Arc<BlockList>>,
     max_price: Option<Btt>,
+    bounds: Bounds,
     name: Option<String>,
     made: u64,
 }
@@ -160,7 +170,14 @@ impl RenterService {
         let now = self.0.now().await?;
         let term = u64::from(request.epochs) * u64::from(epoch_length);
         let survey = self.0.survey(now).await?;
-        let need = Need { size: 1, term, max_price: request.max_price, max_window: MAX_WINDOW, now };
+        let need = Need {
+            size: 1,
+            term,
+            max_price: request.max_price,
+            max_setup: None,
+            max_window: MAX_WINDOW,
+            now,
+        };
         let (k, m) = redundancy(&request, self.0.usable(&survey, &need))?;
         let id = hex::encode(rand::rng().random::<[u8; 16]>());
         let (pin, wanted) = (format!("quote:{id}"), request.clone());
@@ -174,6 +191,7 @@ impl RenterService {
         }
         let hosts = price_hosts(&laid, &chosen, request.epochs, epoch_length)?;
         let lock = Btt::checked_sum(hosts.iter().map(|h| h.total_btt)).ok_or(terms::TermsError::Overflow)?;
+        let bounds = bounds(&laid, &hosts, lock, &request, epoch_length)?;
         let needed = laid.spread.needed() as u32;
         let quote = Quote {
             root: request.root,
@@ -186,6 +204,8 @@ impl RenterService {
             spare_hosts: spare,
             excluded,
             lock_btt: lock,
+            replacement_price_btt: bounds.price,
+            limit_btt: bounds.total,
             balance_btt: self.0.money.balance().await?,
             yearly_loss: score::yearly_loss(needed, laid.spread.hosts() as u32),
             term_loss: score::term_loss(needed, laid.spread.hosts() as u32, term),
@@ -195,7 +215,7 @@ impl RenterService {
         };
         let (lists, max_price, name) = (laid.lists, request.max_price, request.name);
         let made = wall_clock();
-        self.0.keep_quote(Prepared { quote: quote.clone(), lists, max_price, name, made })?;
+        self.0.keep_quote(Prepared { quote: quote.clone(), lists, max_price, bounds, name, made })?;
         Ok(quote)
     }
 
@@ -265,6 +285,7 @@ fn thing_of(prepared: &Prepared) -> Thing {
     let slot = |(list, host): (&Arc<BlockList>, &QuotedHost)| Slot {
         list: B256::from(list.digest()),
         planned: host.peer,
+        quoted: Some(QuotedPrice { price: host.price_per_gib_day_btt, setup_price: host.setup_price_btt }),
         agreement: None,
         tried: Vec::new(),
     };
@@ -281,6 +302,8 @@ fn thing_of(prepared: &Prepared) -> Thing {
         state: ThingState::Placing,
         problem: None,
         slots: prepared.lists.iter().zip(&q.hosts).map(slot).collect(),
+        bounds: Some(prepared.bounds),
+        cancelled: false,
     }
 }
 
@@ -369,6 +392,31 @@ fn lay_out(
     Ok(Laid { spread, layout: Some(layout.cid()), size, lists, note: None })
 }
 
+/// What replacements may cost: what the user allowed, else a quarter more than what is quoted.
+fn bounds(
+    laid: &Laid,
+    hosts: &[QuotedHost],
+    lock: Btt,
+    request: &StoreRequest,
+    length: u32,
+) -> Result<Bounds, RentError> {
+    let a_quarter_more =
+        |x: Btt| x.checked_add(Btt::from_units(x.units() / 4)).ok_or(terms::TermsError::Overflow);
+    let dearest = hosts.iter().map(|h| h.price_per_gib_day_btt).max().unwrap_or(Btt::ZERO);
+    let setup = hosts.iter().map(|h| h.setup_price_btt).max().unwrap_or(Btt::ZERO);
+    let setup_price = a_quarter_more(setup)?;
+    let Some(price) = request.max_price else {
+        return Ok(Bounds { price: a_quarter_more(dearest)?, setup_price, total: a_quarter_more(lock)? });
+    };
+    let at_most = |list: &Arc<BlockList>| {
+        let each = epoch_price(list.size(), price, length)?;
+        total_price(setup_price, each, request.epochs)
+    };
+    let all: Option<Vec<Btt>> = laid.lists.iter().map(at_most).collect();
+    let total = all.and_then(Btt::checked_sum).ok_or(terms::TermsError::Overflow)?;
+    Ok(Bounds { price, setup_price, total })
+}
+
 type Chosen = Vec<(PublicKey, Signed<Offer>, f64)>;
 
 fn price_hosts(laid: &Laid, chosen: &Chosen, epochs: u32, length: u32) -> Result<Vec<QuotedHost>, RentError> {
@@ -383,6 +431,7 @@ fn price_hosts(laid: &Laid, chosen: &Chosen, epochs: u32, length: u32) -> Result
                 column,
                 size: list.size(),
                 price_per_gib_day_btt: offer.price,
+                setup_price_btt: offer.setup_price,
                 epoch_price_btt: each,
                 total_btt: total,
                 score: *score,

@@ -104,6 +104,32 @@ pub struct Thing {
     pub problem: Option<String>,
     /// One per host wanted.
     pub slots: Vec<Slot>,
+    /// What its replacements may cost, as the quote said.
+    #[serde(default)]
+    pub bounds: Option<Bounds>,
+    /// Whether the user has cancelled it: what is signed ends, nothing new begins.
+    #[serde(default)]
+    pub cancelled: bool,
+}
+
+/// The most that hosts may cost that take the place of those quoted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    /// For a GiB-day.
+    pub price: Btt,
+    /// Once per agreement.
+    pub setup_price: Btt,
+    /// For all agreements together.
+    pub total: Btt,
+}
+
+/// What a quote said of one host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotedPrice {
+    /// For a GiB-day.
+    pub price: Btt,
+    /// Once per agreement.
+    pub setup_price: Btt,
 }
 
 /// One place of a thing.
@@ -113,6 +139,9 @@ pub struct Slot {
     pub list: B256,
     /// The host chosen for it first.
     pub planned: PublicKey,
+    /// What that host was quoted at.
+    #[serde(default)]
+    pub quoted: Option<QuotedPrice>,
     /// The agreement that fills it now.
     pub agreement: Option<B256>,
     /// Hosts that were asked for this slot.
@@ -138,6 +167,9 @@ pub struct RenterAgreement {
     pub agreement: Agreement,
     /// Our signature over the final agreement.
     pub signature: Option<Signature>,
+    /// Every start that we have signed: the host may hold any of them, and no other binds us.
+    #[serde(default)]
+    pub starts: Vec<u64>,
     /// The host's.
     pub host_signature: Option<Signature>,
     /// Our newest voucher.
@@ -146,6 +178,9 @@ pub struct RenterAgreement {
     pub acknowledged: bool,
     /// Epochs below are judged.
     pub next: u32,
+    /// Nonces sent for the audit of the epoch of the first number.
+    #[serde(default)]
+    pub asked: (u32, u32),
     /// One letter per judged epoch: P pass, F fail, T timeout, O offline, - unknown after a lost state.
     pub days: String,
     /// The newest verdict.

@@ -51,6 +51,11 @@ impl Inner {
         let needed = self.needs(channel).await?;
         let view = self.money.channel(channel).await?;
         let free = view.locked.saturating_sub(needed);
+        if view.pending > free {
+            // Announced when less was needed: it would take what is promised now.
+            self.money.decrease(channel, free).await?;
+            return Ok(());
+        }
         if free == Btt::ZERO {
             return self.refunded(channel, &of, view.locked).await;
         }

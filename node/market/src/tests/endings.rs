@@ -7,7 +7,7 @@ use super::world::{DAY, World, btt};
 use crate::events::MarketEvent;
 use crate::host::HostSettings;
 use crate::messages::AuditRequest;
-use crate::renter::{Spread, ThingState, ThingStatus};
+use crate::renter::{Spread, StoreRequest, ThingState, ThingStatus};
 use crate::states::{HostState, RenterState};
 
 #[test]
@@ -65,8 +65,9 @@ fn a_host_that_refuses_is_replaced() {
     let root = world.add(0, 300_000);
     let renter = world.market(0).renter().clone();
     let quoting = renter.clone();
-    let quote = world
-        .on(0, async move { quoting.quote(World::order(root, 30, None, Some(2)), |_| {}).await.unwrap() });
+    // The spare hosts are dearer than the margin that replacements have without a limit of the user's own.
+    let order = StoreRequest { max_price: Some(btt(1000)), ..World::order(root, 30, None, Some(2)) };
+    let quote = world.on(0, async move { quoting.quote(order, |_| {}).await.unwrap() });
     assert_eq!((quote.spread, quote.hosts.len(), quote.spare_hosts), (Spread::Copies { n: 2 }, 2, 2));
     // One of the chosen hosts stops between quote and acceptance.
     let refuser = (1..5).find(|i| world.nodes[*i].key.public() == quote.hosts[0].peer).unwrap();

@@ -3,6 +3,7 @@
 
 mod crash;
 mod endings;
+mod hostile;
 mod line;
 mod month;
 mod refusals;

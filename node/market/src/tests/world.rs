@@ -44,9 +44,24 @@ pub enum Cut {
     ClientAfter,
 }
 
+/// What a tampered wire does with a message.
+pub enum Tamper {
+    /// Carries it.
+    Pass,
+    /// Answers itself.
+    Instead(Result<Vec<u8>, CourierError>),
+    /// Carries it and answers something else.
+    After(Result<Vec<u8>, CourierError>),
+}
+
+/// A tampered wire: the asked node, the protocol and the request.
+type Tampering = dyn Fn(&PublicKey, &str, &[u8]) -> Tamper + Send + Sync;
+
 /// The wire.
 #[derive(Default)]
 pub struct Wire {
+    /// Plays a hostile node, if there is one.
+    tampering: Mutex<Option<Arc<Tampering>>>,
     nodes: Mutex<HashMap<PublicKey, Live>>,
     hosts: Mutex<Vec<PublicKey>>,
     /// Messages so far, and the cut that is to come.
@@ -80,6 +95,16 @@ struct Live {
 }
 
 impl Wire {
+    /// Lets `f` decide over every message from now on.
+    pub fn tamper(&self, f: impl Fn(&PublicKey, &str, &[u8]) -> Tamper + Send + Sync + 'static) {
+        *self.tampering.lock() = Some(Arc::new(f));
+    }
+
+    /// Carries everything again.
+    pub fn behave(&self) {
+        *self.tampering.lock() = None;
+    }
+
     /// Plans a cut at message number `at`, counted from now.
     pub fn cut_at(&self, at: u64, cut: Cut) {
         *self.plan.lock() = Plan { cut: Some((at, cut)), ..Plan::default() };
@@ -161,6 +186,12 @@ impl Courier for End {
         _: Duration,
     ) -> Result<Vec<u8>, CourierError> {
         let gone = || CourierError::Unreachable("down".into());
+        let tampering = self.wire.tampering.lock().clone();
+        let other = match tampering.map_or(Tamper::Pass, |f| f(peer, protocol, &request)) {
+            Tamper::Instead(answer) => return answer,
+            Tamper::After(answer) => Some(answer),
+            Tamper::Pass => None,
+        };
         let cut = self.wire.next_cut();
         if cut == Some(Cut::ServerBefore) {
             self.wire.fell(peer);
@@ -183,6 +214,9 @@ impl Courier for End {
                 std::future::pending::<()>().await;
             }
             _ => {}
+        }
+        if let Some(other) = other {
+            return other;
         }
         answer.map_err(|_| CourierError::Timeout)?.map_err(CourierError::Refused)
     }
