@@ -188,8 +188,8 @@ impl Inner {
             needed = needed.checked_add(open).unwrap_or(Btt::MAX);
         }
         let view = self.money.channel(channel).await?;
-        // What is announced to go back goes by itself after the window, and until then it covers nothing.
-        let rest = view.available().saturating_sub(needed);
+        // What is announced to go back covers nothing: while something is owed it goes by itself, after the window.
+        let rest = if needed == Btt::ZERO { view.locked } else { view.available().saturating_sub(needed) };
         if rest > Btt::ZERO {
             self.money.release(channel, rest).await?;
         }

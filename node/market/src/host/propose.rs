@@ -36,6 +36,8 @@ const UNFUNDED: u64 = 600;
 /// The same for one that takes more than the share of the free space that all unfunded ones may have. There is only
 /// one such at a time.
 const UNFUNDED_LARGE: u64 = 120;
+/// Bytes from which on a page is full: pages end with an entry.
+const FULL_PAGE: usize = LIST_PAGE - MAX_ENTRY;
 /// Bytes a second at which a transfer must at least go on to keep its reservation.
 const SLOWEST_TRANSFER: u64 = 64 << 10;
 /// Share of the free space that agreements without money may hold together.
@@ -70,7 +72,7 @@ impl HostService {
         if page.len() == whole {
             return self.reserve(peer, proposal, page).await;
         }
-        if page.len() != LIST_PAGE {
+        if page.len() < FULL_PAGE {
             return Err(Refusal::List("a page before the last is not full".into()));
         }
         let mut incoming = self.0.incoming.lock();
@@ -105,10 +107,12 @@ impl HostService {
             }
             let whole = entry.proposal.list_bytes as usize;
             // Every page but the last is full, so a list takes no more messages than it needs.
-            let fitting = LIST_PAGE.min(whole - entry.list.len());
-            if bytes.len() != fitting || entry.began.elapsed() >= INCOMING_LIFE {
+            let left = whole - entry.list.len();
+            let fits = bytes.len() <= left.min(LIST_PAGE) && bytes.len() >= left.min(FULL_PAGE);
+            if !fits || entry.began.elapsed() >= INCOMING_LIFE {
                 incoming.remove(&id);
-                return Err(Refusal::List(format!("page {page} has not {fitting} bytes or came too late")));
+                let text = format!("page {page} of {left} bytes left came late or with {}", bytes.len());
+                return Err(Refusal::List(text));
             }
             entry.list.extend_from_slice(&bytes);
             entry.next += 1;

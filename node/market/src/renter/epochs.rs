@@ -265,8 +265,8 @@ impl Inner {
         .await
     }
 
-    /// Asks a host that was silent last time (or a moment ago, about this epoch) whether it is back, before it costs the patience of whole audits. A
-    /// verdict if it is not.
+    /// Asks a host that was silent last time (or a moment ago, about this epoch) whether it is back, before it costs
+    /// the patience of whole audits. A verdict if it is not.
     async fn probe(&self, r: &RenterAgreement, epoch: u32) -> Option<Heard> {
         let asked = r.asked.0 == epoch && r.asked.1 > 0;
         if !asked && !r.verdict.as_ref().is_some_and(Verdict::is_silence) {
