@@ -19,6 +19,7 @@ test: build lint peers
 
 bench: build peers
 	$(CARGO) run --release --locked -p btfs-tests --bin bench -- $(if $(CHECK),--check)
+	$(CARGO) run --release --locked -p btfs-storage --example million -- $(if $(CHECK),--check)
 
 lint: tools
 	$(CARGO) fmt --all --check

@@ -103,6 +103,17 @@ pub enum StoreError {
         /// The interior block that cannot be read.
         cid: Cid,
     },
+    /// The process is about to end.
+    #[error(
+        "the collection was stopped; what it had not deleted yet is still here; it goes on at the next one"
+    )]
+    CollectionStopped,
+    /// No thread could be had.
+    #[error("cannot start a thread: {source}; nothing was changed")]
+    Thread {
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// No pin has that id.
     #[error("there is no pin {0}")]
     NoSuchPin(String),

@@ -44,6 +44,6 @@ pub(crate) mod testing;
 pub use block::{BlockSink, BlockSource, Class, MAX_BLOCK};
 pub use error::{StoreError, size};
 pub use store::{
-    ClassStat, GcReport, Ingest, Ingested, Pin, PinId, PinKind, Quota, RepoStat, ScrubPage, Store,
-    StoreOptions, StoredBlock,
+    ClassStat, GcOptions, GcPhase, GcProgress, GcReport, Ingest, Ingested, Pin, PinId, PinKind, Quota,
+    RepoStat, ScrubPage, Store, StoreOptions, StoredBlock,
 };

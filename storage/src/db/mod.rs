@@ -50,8 +50,9 @@ pub(crate) use batch::Outcome;
 pub use error::DbError;
 pub use key::{TableKey, head};
 
-/// Version of the repo's on-disk shape. Raised when an older build must not touch what a newer one wrote.
-pub const SCHEMA: u32 = 1;
+/// Version of the repo's on-disk shape. Raised when an older build must not touch what a newer one wrote; whoever opens
+/// a repo then takes older ones there.
+pub const SCHEMA: u32 = 2;
 
 /// Where the schema version is kept, in the default column family.
 const SCHEMA_KEY: &[u8] = b"schema";
@@ -138,19 +139,33 @@ impl StateDb {
 
     /// Refuses a newer repo; stamps a new one.
     fn check_schema(&self) -> Result<(), DbError> {
-        let inner = &self.inner;
-        let Some(found) = inner.db.get(SCHEMA_KEY).map_err(|e| inner.failed(e))? else {
-            let mut synced = WriteOptions::default();
-            synced.set_sync(true);
-            return inner.db.put_opt(SCHEMA_KEY, SCHEMA.to_be_bytes(), &synced).map_err(|e| inner.failed(e));
-        };
-        let found = <[u8; 4]>::try_from(found.as_slice()).map(u32::from_be_bytes).map_err(|_| {
-            DbError::Damaged { path: inner.path.clone(), detail: "the schema version is unreadable".into() }
-        })?;
-        if found > SCHEMA {
-            return Err(DbError::Newer { path: inner.path.clone(), found, known: SCHEMA });
+        let path = &self.inner.path;
+        match self.found_schema()? {
+            None => self.set_schema(SCHEMA),
+            Some(found) if found > SCHEMA => Err(DbError::Newer { path: path.clone(), found, known: SCHEMA }),
+            Some(_) => Ok(()),
         }
-        Ok(())
+    }
+
+    fn found_schema(&self) -> Result<Option<u32>, DbError> {
+        let inner = &self.inner;
+        let Some(found) = inner.db.get(SCHEMA_KEY).map_err(|e| inner.failed(e))? else { return Ok(None) };
+        let found = <[u8; 4]>::try_from(found.as_slice()).map(u32::from_be_bytes);
+        let detail = || "the schema version is unreadable".into();
+        found.map(Some).map_err(|_| DbError::Damaged { path: inner.path.clone(), detail: detail() })
+    }
+
+    /// The version of the repo's shape on disk: at most [`SCHEMA`].
+    pub fn schema(&self) -> Result<u32, DbError> {
+        Ok(self.found_schema()?.unwrap_or(SCHEMA))
+    }
+
+    /// Writes the version that the repo now has.
+    pub(crate) fn set_schema(&self, version: u32) -> Result<(), DbError> {
+        let mut synced = WriteOptions::default();
+        synced.set_sync(true);
+        let written = self.inner.db.put_opt(SCHEMA_KEY, version.to_be_bytes(), &synced);
+        written.map_err(|e| self.inner.failed(e))
     }
 
     /// The value under `key`, or `None`.

@@ -26,6 +26,19 @@ impl StateDb {
         self.records(table, start, None)
     }
 
+    /// How many records a table has, as of now. Reads over them without decoding any.
+    pub fn count<K: TableKey, V>(&self, table: &Table<K, V>) -> Result<u64, DbError> {
+        let mut rows = self.inner.db.raw_iterator_cf(self.inner.table(table.name)?);
+        rows.seek_to_first();
+        let mut count = 0;
+        while rows.valid() {
+            count += 1;
+            rows.next();
+        }
+        rows.status().map_err(|e| self.inner.failed(e))?;
+        Ok(count)
+    }
+
     fn records<'a, K: TableKey, V: Serialize + DeserializeOwned>(
         &'a self,
         table: &Table<K, V>,

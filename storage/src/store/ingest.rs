@@ -99,13 +99,10 @@ impl Ingest {
             return Ok(true);
         }
         let db = self.open()?;
-        if !self.shared.touch(&db, &key)? {
-            return Ok(false);
-        }
+        let Some(meta) = self.shared.touch(&db, &key)? else { return Ok(false) };
         self.needs_flush |= self.shared.has_unflushed();
-        let size = db.meta(&key)?.map_or(0, |meta| u64::from(meta.size));
         self.totals.blocks += 1;
-        self.totals.bytes += size;
+        self.totals.bytes += u64::from(meta.size);
         Ok(true)
     }
 

@@ -14,6 +14,7 @@
 //! | `pins` | what is kept, and by whom |
 //! | `quota` | who may use how much |
 //! | `gc` | collection: mark, sweep, reclaim |
+//! | `schema` | the version on disk, and migrations |
 //! | `scrub` | damage: finding it, putting it aside, listing blocks |
 //! | `pool` | threads for blocking calls |
 //!
@@ -33,6 +34,7 @@ mod pins;
 mod pool;
 mod quota;
 mod rocks;
+mod schema;
 mod scrub;
 mod stat;
 #[cfg(test)]
@@ -41,7 +43,7 @@ mod write;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use bytes::Bytes;
 use cid::Cid;
@@ -56,7 +58,8 @@ use quota::{Promise, Space};
 use rocks::{BlockDb, Counter};
 use write::Stripes;
 
-pub use gc::GcReport;
+use gc::Marks;
+pub use gc::{GcOptions, GcPhase, GcProgress, GcReport};
 pub use ingest::{Ingest, Ingested};
 pub(crate) use pins::is_pinned_root;
 pub use pins::{Pin, PinId, PinKind};
@@ -108,6 +111,12 @@ struct Shared {
     /// What the block database last failed with, until it is writable again.
     fault: Mutex<Option<String>>,
     collecting: Mutex<()>,
+    /// Batches put and blocks read so far, so that a collection notices when others are busy.
+    calls: AtomicU64,
+    /// Whether collections shall end.
+    stopping: AtomicBool,
+    /// Where marks of a collection go when they are many.
+    marks_path: PathBuf,
     pool: Pool,
 }
 
@@ -127,11 +136,14 @@ impl Store {
     /// [`DbError::Newer`](crate::db::DbError::Newer) when a newer build wrote it.
     pub fn open(options: StoreOptions) -> Result<Store, StoreError> {
         let mut tables = options.tables;
-        tables.extend([GENERATION.name(), PROMISES.name()]);
+        tables.extend([GENERATION.name(), PROMISES.name(), gc::UNFINISHED.name()]);
         tables.extend(pins::TABLES);
         tables.extend(alias::TABLES);
         let state = StateDb::open(&options.path.join("state"), &tables)?;
         let blocks_path = options.path.join("blocks");
+        schema::migrate(&state, &blocks_path)?;
+        let marks_path = options.path.join("marks");
+        Marks::remove(&marks_path)?;
         let blocks = BlockDb::open(&blocks_path)?;
         let generation = state.get(&GENERATION, &())?.unwrap_or(FIRST_GENERATION);
         let promises = state.scan(&PROMISES, &[]).collect::<Result<Vec<_>, _>>()?;
@@ -152,6 +164,9 @@ impl Store {
             sync_barrier: Barrier::default(),
             fault: Mutex::new(None),
             collecting: Mutex::new(()),
+            calls: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            marks_path,
             pool,
         };
         Ok(Store { shared: Arc::new(shared) })

@@ -14,7 +14,7 @@ use serde_bytes::ByteBuf;
 
 use super::graph::{children, has_links};
 use super::{Shared, Store, key};
-use crate::db::{Batch, Table, TableKey, head};
+use crate::db::{Batch, DbError, StateDb, Table, TableKey, head};
 use crate::{BlockSource, Class, StoreError, hash};
 
 /// Pins by id.
@@ -23,12 +23,16 @@ const PINS: Table<PinId, Stored> = Table::new("storage.pins");
 const LISTS: Table<(PinId, u32), Vec<ByteBuf>> = Table::new("storage.pin_lists");
 /// (root's multihash, id): which pins keep a root.
 const ROOTS: Table<(Vec<u8>, PinId), ()> = Table::new("storage.pin_roots");
+/// (unix seconds, id): which pins end when, so that a sweep looks at no others.
+const EXPIRIES: Table<(u64, PinId), ()> = Table::new("storage.pin_expiries");
 
 /// The tables of this file.
-pub(super) const TABLES: [&str; 3] = [PINS.name(), LISTS.name(), ROOTS.name()];
+pub(super) const TABLES: [&str; 4] = [PINS.name(), LISTS.name(), ROOTS.name(), EXPIRIES.name()];
 
 /// Multihashes per page of a list: about 150 KB a record.
 const LIST_PAGE: usize = 4096;
+/// Expired pins removed in one batch.
+const EXPIRE_BATCH: usize = 1024;
 
 /// Names a pin: "own:<cid>", "agreement:<hex>". The part before the colon tells its owner.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -97,6 +101,13 @@ pub struct Pin {
     pub expires: Option<u64>,
 }
 
+impl Pin {
+    /// Whether it no longer holds at `now`, in unix seconds.
+    pub fn has_expired(&self, now: u64) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
+    }
+}
+
 /// A pin as it is kept: with the number of its list pages.
 #[derive(Serialize, Deserialize)]
 struct Stored {
@@ -157,12 +168,18 @@ impl Store {
             if old.pin.root.hash() != pin.root.hash() {
                 batch.delete(&ROOTS, &(key(&old.pin.root), pin.id.clone()))?;
             }
+            if let Some(expires) = old.pin.expires.filter(|_| old.pin.expires != pin.expires) {
+                batch.delete(&EXPIRIES, &(expires, pin.id.clone()))?;
+            }
             for page in pages..old.pages {
                 batch.delete(&LISTS, &(pin.id.clone(), page))?;
             }
         }
         batch.put(&PINS, &pin.id, &Stored { pin: pin.clone(), pages })?;
         batch.put(&ROOTS, &(key(&pin.root), pin.id.clone()), &())?;
+        if let Some(expires) = pin.expires {
+            batch.put(&EXPIRIES, &(expires, pin.id.clone()), &())?;
+        }
         let lease = self.shared.leases.take();
         batch.when_settled(Box::new(move |_| drop(lease)));
         Ok(())
@@ -174,6 +191,9 @@ impl Store {
         let Some(old) = self.state().get(&PINS, id)? else { return Ok(false) };
         batch.delete(&PINS, id)?;
         batch.delete(&ROOTS, &(key(&old.pin.root), id.clone()))?;
+        if let Some(expires) = old.pin.expires {
+            batch.delete(&EXPIRIES, &(expires, id.clone()))?;
+        }
         for page in 0..old.pages {
             batch.delete(&LISTS, &(id.clone(), page))?;
         }
@@ -191,6 +211,91 @@ impl Store {
         Ok(pins.map(|record| record.map(|(_, stored)| stored.pin)).collect::<Result<_, _>>()?)
     }
 
+    /// Up to `limit` pins whose id begins with `prefix`, by id, from the first one behind `after`.
+    pub fn pins_after(
+        &self,
+        after: Option<&PinId>,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<Pin>, StoreError> {
+        // The id that follows in the order of bytes.
+        let start = after.map_or_else(|| prefix.to_owned(), |id| format!("{id}\0"));
+        let mut found = Vec::new();
+        for record in self.state().scan_from(&PINS, start.as_bytes()).take(limit) {
+            let (id, stored) = record?;
+            if !id.0.starts_with(prefix) {
+                break;
+            }
+            found.push(stored.pin);
+        }
+        Ok(found)
+    }
+
+    /// How many pins there are, without reading them.
+    pub fn pin_count(&self) -> Result<u64, StoreError> {
+        Ok(self.state().count(&PINS)?)
+    }
+
+    /// The pins that have this root, by whichever CID.
+    pub fn pins_of(&self, root: &Cid) -> Result<Vec<Pin>, StoreError> {
+        let mut found = Vec::new();
+        for record in self.state().scan(&ROOTS, &head(&key(root))) {
+            let ((_, id), ()) = record?;
+            found.extend(self.pin_get(&id)?);
+        }
+        Ok(found)
+    }
+
+    /// Removes the pins that expired by `now`, in unix seconds, and answers how many. Looks at no others.
+    pub fn expire_pins(&self, now: u64) -> Result<u64, StoreError> {
+        let mut expired = 0;
+        loop {
+            let mut batch = self.state().batch();
+            let mut some = 0;
+            for record in self.state().scan_from(&EXPIRIES, &[]).take(EXPIRE_BATCH) {
+                let ((expires, id), ()) = record?;
+                if expires > now {
+                    break;
+                }
+                some += 1;
+                // Gone already, or renewed by someone who is committing right now: then only this row is old.
+                match self.pin_get(&id)? {
+                    Some(pin) if pin.expires == Some(expires) => {
+                        self.unpin(&mut batch, &id)?;
+                        expired += 1;
+                    }
+                    _ => batch.delete(&EXPIRIES, &(expires, id))?,
+                }
+            }
+            if some == 0 {
+                return Ok(expired);
+            }
+            self.state().commit(batch)?;
+        }
+    }
+
+    /// Writes the rows of expiring pins that an older build did not have.
+    pub(super) fn index_expiries(state: &StateDb) -> Result<(), DbError> {
+        let mut batch = state.batch();
+        for record in state.scan(&PINS, &[]) {
+            let (id, stored) = record?;
+            if let Some(expires) = stored.pin.expires {
+                batch.put(&EXPIRIES, &(expires, id), &())?;
+            }
+        }
+        state.commit(batch)
+    }
+
+    /// Loses the index of expiring pins, as a repo of the first version had none.
+    #[cfg(test)]
+    pub(super) fn forget_expiries(&self) {
+        let mut batch = self.state().batch();
+        for record in self.state().scan(&EXPIRIES, &[]) {
+            batch.delete(&EXPIRIES, &record.unwrap().0).unwrap();
+        }
+        self.state().commit(batch).unwrap();
+    }
+
     /// The pin of that id.
     pub fn pin_get(&self, id: &PinId) -> Result<Option<Pin>, StoreError> {
         Ok(self.state().get(&PINS, id)?.map(|stored| stored.pin))
@@ -203,23 +308,14 @@ impl Store {
 }
 
 /// Whether any pin has this root.
-pub(crate) fn is_pinned_root(state: &crate::db::StateDb, root: &Cid) -> Result<bool, crate::db::DbError> {
+pub(crate) fn is_pinned_root(state: &StateDb, root: &Cid) -> Result<bool, DbError> {
     Ok(state.scan(&ROOTS, &head(&key(root))).next().transpose()?.is_some())
 }
 
 impl Shared {
-    /// Hands every block key of a list pin to `visit`, page by page.
-    pub fn each_listed(
-        &self,
-        id: &PinId,
-        mut visit: impl FnMut(&[u8]) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        for page in self.state.scan(&LISTS, &head(id)) {
-            for key in page?.1 {
-                visit(&key)?;
-            }
-        }
-        Ok(())
+    /// The keys on a page of a list pin; `None` behind the last.
+    pub fn list_page(&self, id: &PinId, page: u32) -> Result<Option<Vec<ByteBuf>>, StoreError> {
+        Ok(self.state.get(&LISTS, &(id.clone(), page))?)
     }
 
     /// Checks that one block is here and stamps it.
@@ -228,7 +324,7 @@ impl Shared {
             return Ok(());
         }
         let (db, _) = self.db()?;
-        if self.touch(&db, &key(cid))? {
+        if self.touch(&db, &key(cid))?.is_some() {
             return Ok(());
         }
         Err(StoreError::Missing { cid: *cid, what: format!("pin {}", pin.id) })

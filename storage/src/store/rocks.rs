@@ -1,31 +1,30 @@
 //! The block database: column families, options with their reasons, record codecs.
 
+mod reclaim;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rocksdb::{
-    BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor,
-    CompactOptions, DB, DBCompressionType, DBRawIterator, DBRecoveryMode, FlushOptions, MergeOperands,
-    Options, WriteBatch, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
+    DBCompressionType, DBRawIterator, DBRecoveryMode, FlushOptions, MergeOperands, Options, WriteBatch,
+    WriteOptions,
 };
 
 use super::pinned;
 use crate::Class;
 use crate::db::{DbError, quiet_log};
+pub(super) use reclaim::BlobSpace;
 
 /// Multihash -> the block's bytes.
 const BLOCKS: &str = "blocks";
 /// Multihash -> [`Meta`]: answers `has` and `size` without touching the bytes.
 const META: &str = "meta";
-/// Multihash -> the generation in which the block was last put or hit.
-const STAMPS: &str = "stamps";
-/// Multihash -> the collection that last found it alive, and how it was walked ([`Mark`]).
-const MARKS: &str = "marks";
 /// Running totals ([`Counter`]) live in the default family.
 const TOTALS: &str = rocksdb::DEFAULT_COLUMN_FAMILY_NAME;
 /// Every family: they are flushed together, so that none runs ahead of another in a crash.
-const FAMILIES: [&str; 5] = [TOTALS, BLOCKS, META, STAMPS, MARKS];
+const FAMILIES: [&str; 3] = [TOTALS, BLOCKS, META];
 
 /// One write buffer, in bytes. 64 MiB ones reached 220 MB resident and are hardly faster.
 const BUFFER: usize = 16 << 20;
@@ -34,19 +33,21 @@ const BUFFERS: i32 = 2;
 /// Values below this stay in the tree: a blob file entry costs more than it saves for tiny ones.
 const MIN_BLOB: u64 = 1 << 10;
 /// Largest blob file, in bytes. One live blob pins its whole file, so it must not be large.
-const BLOB_FILE: u64 = 64 << 20;
-/// Cache for index, filter and metadata blocks, in bytes. Block bytes are not cached here: the system does.
-const CACHE: usize = 16 << 20;
+pub(super) const BLOB_FILE: u64 = 64 << 20;
+/// Cache for index, filter and metadata blocks, in bytes: the filters of ten million blocks, twice 10 bits each, and
+/// their indexes. Block bytes are not cached here: the system does.
+const CACHE: usize = 32 << 20;
+/// Filters and indexes are cut into parts of this many bytes. Whole ones grow with their table, to megabytes, which no
+/// shard of the cache takes: each look-up then read and checked the whole filter (90 us of CPU a block with 10^6).
+const PART: usize = 4 << 10;
 /// Open table and blob files. Far below the usual descriptor limit of 1,024, which sockets need.
 const OPEN_FILES: i32 = 256;
 /// Bytes of log kept before a flush: bounds disk and replay of many small ingests.
 const LOG_LIMIT: u64 = 64 << 20;
 /// Room in a batch for its header and the totals.
 const BATCH_HEADER: usize = 256;
-/// Room in a batch for what a block needs beside its bytes: three keys of about 36 bytes, meta, stamp and framing.
-const RECORDS: usize = 192;
-/// Share of dead bytes in blob files from which rewriting the live ones is worth it.
-const DEAD_SHARE: f64 = 0.2;
+/// Room in a batch for what a block needs beside its bytes: two keys of about 36 bytes, meta and framing.
+const RECORDS: usize = 128;
 
 /// What is known of a block beside its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,20 +56,38 @@ pub(super) struct Meta {
     pub class: Class,
     /// Damaged and put aside: counts as absent, but still as space.
     pub quarantined: bool,
+    /// The stamp: the generation in which the block was last put, hit or relied upon; 0 stands for never. It counts
+    /// only while the process lives that wrote it (see [`super::lease`]).
+    pub generation: u64,
 }
 
+/// Bytes of a [`Meta`] without its generation.
+const META_HEAD: usize = 6;
+
 impl Meta {
-    fn encode(self) -> [u8; 6] {
-        let [a, b, c, d] = self.size.to_be_bytes();
-        [a, b, c, d, self.class.index() as u8, u8::from(self.quarantined)]
+    /// Size, class and flags, then the generation without its leading zeros: small numbers, and ten times as many
+    /// records as a store has megabytes.
+    fn encode(self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(META_HEAD + size_of::<u64>());
+        out.extend(self.size.to_be_bytes());
+        out.extend([self.class.index() as u8, u8::from(self.quarantined)]);
+        let zeros = self.generation.leading_zeros() as usize / 8;
+        out.extend(&self.generation.to_be_bytes()[zeros..]);
+        out
     }
 
     fn decode(bytes: &[u8]) -> Option<Meta> {
-        let [a, b, c, d, class, flags @ (0 | 1)] = *bytes else { return None };
+        let ([a, b, c, d, class, flags @ (0 | 1)], stamp) = bytes.split_first_chunk::<META_HEAD>()? else {
+            return None;
+        };
+        let mut generation = [0; size_of::<u64>()];
+        let at = generation.len().checked_sub(stamp.len())?;
+        generation[at..].copy_from_slice(stamp);
         Some(Meta {
-            size: u32::from_be_bytes([a, b, c, d]),
-            class: Class::from_index(class)?,
-            quarantined: flags == 1,
+            size: u32::from_be_bytes([*a, *b, *c, *d]),
+            class: Class::from_index(*class)?,
+            quarantined: *flags == 1,
+            generation: u64::from_be_bytes(generation),
         })
     }
 }
@@ -101,30 +120,6 @@ fn sum(_key: &[u8], base: Option<&[u8]>, deltas: &MergeOperands) -> Option<Vec<u
         total = total.checked_add(i64::from_le_bytes(operand.try_into().ok()?))?;
     }
     Some(total.to_le_bytes().to_vec())
-}
-
-/// Which way a collection walked a block. A block may be linked as raw bytes here and as a node there; only as a
-/// node does it keep others alive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
-    /// The collection's generation.
-    pub generation: u64,
-    /// Bits of the codecs it was walked under.
-    pub walked: u8,
-}
-
-impl Mark {
-    fn encode(self) -> [u8; 9] {
-        let mut out = [0; 9];
-        out[..8].copy_from_slice(&self.generation.to_be_bytes());
-        out[8] = self.walked;
-        out
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Mark> {
-        let (generation, walked) = bytes.split_first_chunk::<8>()?;
-        Some(Mark { generation: u64::from_be_bytes(*generation), walked: *walked.first()? })
-    }
 }
 
 /// Whether a batch goes through the log.
@@ -160,6 +155,25 @@ impl BlockDb {
         Ok(BlockDb { db, path: path.to_owned() })
     }
 
+    /// Removes families that an older build had, with all that is in them; those that are not there are passed over.
+    /// The database must not be open.
+    pub fn drop_families(path: &Path, names: &[&str]) -> Result<(), DbError> {
+        if !path.join("CURRENT").exists() {
+            return Ok(());
+        }
+        let failed = |e| DbError::from_rocks(path, e);
+        let options = database_options();
+        let cache = Cache::new_lru_cache(CACHE);
+        let there = DB::list_cf(&options, path).map_err(failed)?;
+        let families =
+            there.iter().map(|name| ColumnFamilyDescriptor::new(name, family_options(name, &cache)));
+        let mut db = DB::open_cf_descriptors(&options, path, families).map_err(failed)?;
+        for name in names.iter().filter(|name| there.iter().any(|there| there == *name)) {
+            db.drop_cf(name).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     fn family(&self, name: &str) -> &ColumnFamily {
         self.db.cf_handle(name).expect("every family of FAMILIES was opened")
     }
@@ -180,15 +194,6 @@ impl BlockDb {
 
     pub fn meta(&self, key: &[u8]) -> Result<Option<Meta>, DbError> {
         self.record(META, key, Meta::decode)
-    }
-
-    /// The generation of the block's last put or hit; 0 if it was never stamped.
-    pub fn stamp(&self, key: &[u8]) -> Result<u64, DbError> {
-        Ok(self.record(STAMPS, key, decode_stamp)?.unwrap_or(0))
-    }
-
-    pub fn mark(&self, key: &[u8]) -> Result<Option<Mark>, DbError> {
-        self.record(MARKS, key, Mark::decode)
     }
 
     pub fn counter(&self, counter: Counter) -> Result<u64, DbError> {
@@ -250,43 +255,6 @@ impl BlockDb {
             self.db.property_int_value_cf(self.family(BLOCKS), property).map_err(|e| self.failed(e))?;
         Ok(size.unwrap_or(0))
     }
-
-    /// Bytes of blob files, dead ones included.
-    fn blob_bytes(&self, property: &str) -> Result<u64, DbError> {
-        let size =
-            self.db.property_int_value_cf(self.family(BLOCKS), property).map_err(|e| self.failed(e))?;
-        Ok(size.unwrap_or(0))
-    }
-
-    /// Gives the space of deleted blocks back: settles the tree, which frees wholly dead blob files, and rewrites the
-    /// live part of the others when enough of them is dead. Reads and writes go on meanwhile.
-    pub fn reclaim(&self) -> Result<(), DbError> {
-        self.flush().map_err(|e| self.failed(e))?;
-        let mut force = CompactOptions::default();
-        force.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
-        let all = None::<&[u8]>;
-        for family in [META, STAMPS, MARKS, BLOCKS] {
-            self.db.compact_range_cf_opt(self.family(family), all, all, &force);
-        }
-        let total = self.blob_bytes("rocksdb.live-blob-file-size")?;
-        let dead = self.blob_bytes("rocksdb.live-blob-file-garbage-size")?;
-        if total == 0 || (dead as f64) < (total as f64) * DEAD_SHARE {
-            return Ok(());
-        }
-        let blocks = self.family(BLOCKS);
-        let switch = |on: &str| {
-            self.db
-                .set_options_cf(blocks, &[("enable_blob_garbage_collection", on)])
-                .map_err(|e| self.failed(e))
-        };
-        switch("true")?;
-        self.db.compact_range_cf_opt(blocks, all, all, &force);
-        switch("false")
-    }
-}
-
-fn decode_stamp(bytes: &[u8]) -> Option<u64> {
-    bytes.try_into().ok().map(u64::from_be_bytes)
 }
 
 impl Changes<'_> {
@@ -302,17 +270,9 @@ impl Changes<'_> {
         self.batch.put_cf(self.db.family(META), key, meta.encode());
     }
 
-    pub fn stamp(&mut self, key: &[u8], generation: u64) {
-        self.batch.put_cf(self.db.family(STAMPS), key, generation.to_be_bytes());
-    }
-
-    pub fn mark(&mut self, key: &[u8], mark: Mark) {
-        self.batch.put_cf(self.db.family(MARKS), key, mark.encode());
-    }
-
     /// Removes the block and all that is known of it.
     pub fn forget(&mut self, key: &[u8]) {
-        for family in [BLOCKS, META, STAMPS, MARKS] {
+        for family in [BLOCKS, META] {
             self.batch.delete_cf(self.db.family(family), key);
         }
     }
@@ -376,6 +336,10 @@ fn family_options(name: &str, cache: &Cache) -> Options {
     table.set_block_cache(cache);
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(PART);
+    table.set_pin_top_level_index_and_filter(true);
     // Whole-key filters answer a peer's want for a block that is not here without a disk read.
     table.set_bloom_filter(10.0, false);
     let mut options = Options::default();
@@ -389,9 +353,8 @@ fn family_options(name: &str, cache: &Cache) -> Options {
             options.set_min_blob_size(MIN_BLOB);
             options.set_blob_file_size(BLOB_FILE);
             options.set_blob_compression_type(DBCompressionType::None);
-            // Collecting while ingesting rewrites live blobs (amplification up to 1.65); `reclaim` switches it on.
+            // `reclaim` switches it on.
             options.set_enable_blob_gc(false);
-            options.set_blob_gc_age_cutoff(1.0);
         }
         TOTALS => options.set_merge_operator_associative("sum", sum),
         _ => {}

@@ -6,6 +6,7 @@
 //! was made.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use cid::Cid;
@@ -100,6 +101,7 @@ impl Store {
 impl Shared {
     /// Reads a block; damage is put aside and reported.
     pub fn read(&self, db: &Arc<BlockDb>, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let key = key(cid);
         match db.block(&key) {
             Ok(Some(data)) => Ok(Some(data)),

@@ -64,7 +64,7 @@ impl Store {
             bytes,
             classes,
             quarantined_blocks: db.counter(Counter::Quarantined)?,
-            pins: self.pins()?.len() as u64,
+            pins: self.pin_count()?,
             disk_bytes,
             overhead_bytes: disk_bytes.saturating_sub(bytes),
             disk_free_bytes: self.shared.disk_free()?,
@@ -74,7 +74,7 @@ impl Store {
 }
 
 /// Bytes of the files in a directory; those deleted while it is read count as nothing.
-fn directory_bytes(path: &Path) -> std::io::Result<u64> {
+pub(super) fn directory_bytes(path: &Path) -> std::io::Result<u64> {
     let mut total = 0;
     for entry in std::fs::read_dir(path)? {
         match entry?.metadata() {

@@ -77,40 +77,40 @@ struct Plan<'a> {
 impl Plan<'_> {
     fn put(&mut self, block: &Incoming, found: Option<Meta>) {
         let size = block.data.len() as u64;
-        let meta = Meta { size: block.data.len() as u32, class: self.class, quarantined: false };
-        self.changes.stamp(&block.key, self.generation);
-        match found {
-            None => {
-                self.changes.put_block(&block.key, &block.data);
-                self.changes.put_meta(&block.key, meta);
-                self.changes.add(Counter::Blocks(self.class), 1);
-                self.changes.add(Counter::Bytes(self.class), size as i64);
-                self.matters = true;
-                self.written.new_blocks += 1;
-                self.written.new_bytes += size;
-                self.growth += size;
-            }
-            Some(found) => {
-                self.hits = true;
-                if found.quarantined {
-                    self.matters = true;
-                    // The right bytes are back; the space was counted all along.
-                    self.changes.put_block(&block.key, &block.data);
-                    self.changes.put_meta(&block.key, Meta { quarantined: false, ..found });
-                    self.changes.add(Counter::Quarantined, -1);
-                }
-                self.promote(&block.key, found);
-            }
+        let Some(found) = found else {
+            let (class, generation) = (self.class, self.generation);
+            let meta = Meta { size: block.data.len() as u32, class, quarantined: false, generation };
+            self.changes.put_block(&block.key, &block.data);
+            self.changes.put_meta(&block.key, meta);
+            self.changes.add(Counter::Blocks(class), 1);
+            self.changes.add(Counter::Bytes(class), size as i64);
+            self.matters = true;
+            self.written.new_blocks += 1;
+            self.written.new_bytes += size;
+            self.growth += size;
+            return;
+        };
+        self.hits = true;
+        let mut meta = Meta { generation: self.generation, ..found };
+        if found.quarantined {
+            // The right bytes are back; the space was counted all along.
+            self.matters = true;
+            self.changes.put_block(&block.key, &block.data);
+            self.changes.add(Counter::Quarantined, -1);
+            meta.quarantined = false;
+        }
+        if found.class == Class::Cache && self.class != Class::Cache {
+            self.promote(found);
+            meta.class = self.class;
+        }
+        if meta != found {
+            self.changes.put_meta(&block.key, meta);
         }
     }
 
     /// A cached block that someone now wants for good moves to their books.
-    fn promote(&mut self, key: &[u8], found: Meta) {
-        if found.class != Class::Cache || self.class == Class::Cache {
-            return;
-        }
+    fn promote(&mut self, found: Meta) {
         self.matters = true;
-        self.changes.put_meta(key, Meta { class: self.class, quarantined: false, ..found });
         for (class, sign) in [(Class::Cache, -1), (self.class, 1)] {
             self.changes.add(Counter::Blocks(class), sign);
             self.changes.add(Counter::Bytes(class), sign * i64::from(found.size));
@@ -140,6 +140,7 @@ impl Shared {
         draws_on: Option<&str>,
         log: Log,
     ) -> Result<Written, StoreError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let _stripes = self.stripes.lock(blocks.iter().map(|block| block.key.as_slice()));
         let bytes = blocks.iter().map(|block| block.data.len()).sum();
         let mut plan = Plan {
@@ -175,16 +176,18 @@ impl Shared {
         Ok(written)
     }
 
-    /// Stamps a block that is here, so that the holder of a lease can rely on it. `false` if it is not.
-    pub fn touch(&self, db: &BlockDb, key: &[u8]) -> Result<bool, StoreError> {
+    /// Stamps a block that is here, so that the holder of a lease can rely on it. What is known of it, or `None` if it is
+    /// not here.
+    pub fn touch(&self, db: &BlockDb, key: &[u8]) -> Result<Option<Meta>, StoreError> {
         let _stripe = self.stripes.lock(std::iter::once(key));
-        if db.meta(key)?.is_none_or(|meta| meta.quarantined) {
-            return Ok(false);
+        let Some(found) = db.meta(key)?.filter(|meta| !meta.quarantined) else { return Ok(None) };
+        let generation = self.leases.generation();
+        if found.generation != generation {
+            let mut changes = db.changes();
+            changes.put_meta(key, Meta { generation, ..found });
+            self.write_hints(changes)?;
         }
-        let mut changes = db.changes();
-        changes.stamp(key, self.leases.generation());
-        self.write_hints(changes)?;
-        Ok(true)
+        Ok(Some(found))
     }
 
     /// Writes changes; the stripes of their keys must be held, so that whoever then finds one of them also finds it
@@ -197,9 +200,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Writes stamps or marks alone. A crash may lose them: it ends the leases and the collection they are for. So
-    /// they skip the log and nobody needs a flush on their account.
+    /// Writes stamps alone. A crash may lose them: it ends the leases they are for. So they skip the log and nobody
+    /// needs a flush on their account.
     pub fn write_hints(&self, changes: Changes<'_>) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
         changes.write(Log::Skip).map_err(|e| self.note_fault(&e))
     }
 

@@ -3,6 +3,7 @@
 mod damage;
 mod durability;
 mod model;
+mod schema;
 mod space;
 
 use std::path::Path;

@@ -1,0 +1,119 @@
+//! Reclaiming: how much space is given back, and in what portions.
+//!
+//! Settling the tree costs about a hundred bytes of writing a block, and giving back the dead part of files that also
+//! hold live blocks costs writing those anew. So both wait until they are worth it, unless all is asked for. Each pass
+//! empties a part of the files, so that it needs little room and a stop is not far. The database does this on threads of
+//! its own at full speed: while others use the store, each pass is followed by a pause, so that on average they hardly
+//! notice.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::super::rocks::{BLOB_FILE, BlobSpace};
+use super::super::{Shared, Store};
+use super::GcReport;
+use crate::StoreError;
+
+/// Space is given back once at least one part in this many was freed; less waits for a later collection.
+const SETTLE_SHARE: u64 = 50;
+/// And at least so many bytes.
+const SETTLE_LEAST: u64 = 1 << 20;
+/// Live blobs are written anew when at least one part in this many of their files is dead.
+const LAZY_SHARE: u64 = 5;
+/// The same when all space is asked for: what is left then is within the 5 % that a store may take beside its blocks.
+const THOROUGH_SHARE: u64 = 50;
+/// What a blob takes in its file beside its bytes: a header and the key.
+const BLOB_RECORD: u64 = 66;
+/// A pass empties one file in this many: its copies need that much room beside the store,
+const PASS_SHARE: u64 = 8;
+/// but at least so many: each pass rewrites all keys too.
+const PASS_LEAST: u64 = (1 << 30) / BLOB_FILE;
+/// Passes at most: every file twice. Files that fill while it goes on are left to a later collection.
+const PASSES: u64 = 2 * PASS_SHARE;
+
+/// A pause is so many times as long as the pass before it,
+const PAUSE: u32 = 3;
+/// and at most this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Calls of others during a pass from which it is followed by a pause.
+const BUSY: u64 = 16;
+/// How soon a pause notices that the process is about to end.
+const NOTICE: Duration = Duration::from_millis(20);
+
+/// Where reclaiming is.
+pub(super) struct Reclaiming {
+    /// Whether the tree is settled.
+    settled: bool,
+    /// One part in so many may stay dead.
+    share: u64,
+    passes: u64,
+    /// Bytes of the files when it began, and now.
+    before: BlobSpace,
+    now: BlobSpace,
+}
+
+impl Reclaiming {
+    pub fn new(shared: &Shared, report: &GcReport, thorough: bool) -> Result<Reclaiming, StoreError> {
+        let (db, _) = shared.db()?;
+        let share = if thorough { THOROUGH_SHARE } else { LAZY_SHARE };
+        let now = db.blob_space()?;
+        let live: u64 = crate::Class::ALL.iter().map(|class| shared.space.of(*class).1).sum();
+        let expected = live + BLOB_RECORD * shared.blocks_now();
+        // An earlier collection may have been broken off after its sweep: then files hold more than what lives.
+        let left_behind = now.bytes.saturating_sub(expected) > now.bytes / share;
+        let enough = if thorough { 1 } else { SETTLE_LEAST.max(live / SETTLE_SHARE) };
+        let settled = report.freed_bytes < enough && !left_behind;
+        Ok(Reclaiming { settled, share, passes: 0, before: now, now })
+    }
+
+    /// One settling or one pass; `false` when what is left is not worth another.
+    pub fn step(&mut self, shared: &Shared) -> Result<bool, StoreError> {
+        let (db, _) = shared.db()?;
+        if self.settled && !self.is_worth_it() {
+            return Ok(false);
+        }
+        let (begun, calls) = (Instant::now(), shared.calls.load(Ordering::Relaxed));
+        if self.settled {
+            let room = shared.disk_free()?.saturating_sub(shared.reserve_bytes) / BLOB_FILE / 2;
+            db.relocate((self.now.files / PASS_SHARE).max(PASS_LEAST).min(room.max(1)))?;
+            self.passes += 1;
+            self.now = db.blob_space()?;
+        } else {
+            db.settle()?;
+            self.settled = true;
+            self.now = db.blob_space()?;
+            self.before = self.now;
+        }
+        let more = self.is_worth_it();
+        if more && shared.calls.load(Ordering::Relaxed).saturating_sub(calls) > BUSY {
+            pause(shared, (begun.elapsed() * PAUSE).min(LONGEST_PAUSE));
+        }
+        Ok(more)
+    }
+
+    fn is_worth_it(&self) -> bool {
+        self.passes < PASSES && self.now.dead > 0 && self.now.dead >= self.now.bytes / self.share
+    }
+
+    /// Dead bytes given back, of all there were.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.before.dead.saturating_sub(self.now.dead), self.before.dead)
+    }
+}
+
+/// Waits, unless collections shall end.
+fn pause(shared: &Shared, long: Duration) {
+    let until = Instant::now() + long;
+    while Instant::now() < until && !shared.stopping.load(Ordering::Relaxed) {
+        std::thread::sleep(NOTICE.min(long));
+    }
+}
+
+impl Store {
+    /// Bytes of the block database's files.
+    pub(super) fn disk_bytes(&self) -> Result<u64, StoreError> {
+        let (db, _) = self.shared.db()?;
+        super::super::stat::directory_bytes(db.path())
+            .map_err(|source| StoreError::FreeSpace { path: db.path().to_owned(), source })
+    }
+}
