@@ -165,8 +165,7 @@ pub(super) fn routes(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
     let router = route::<WorkRequest, _, _>(router, |node, request, _| async move {
         let market = node.services()?.market()?;
         let now = market.now();
-        let done = now.is_some_and(|now| now >= request.through)
-            && market.renter().work_done_through(request.through);
+        let done = now.is_some_and(|now| now >= request.through) && market.work_done_through(request.through);
         Ok(Work { now, done })
     });
     let router =

@@ -143,7 +143,14 @@ impl StoreAdd {
             bail!("nothing was ordered; the quote {} stands for an hour", quote.id);
         }
         let placed = client.call(&AcceptRequest { quote: quote.id }).await?;
-        context.show(&placed, thing)
+        context.show(&placed, thing)?;
+        match &placed.problem {
+            None => Ok(()),
+            Some(problem) => bail!(
+                "the order is incomplete: {problem}; what was signed runs on: see `btfs store status`, or end it \
+                 with `btfs store cancel`"
+            ),
+        }
     }
 }
 

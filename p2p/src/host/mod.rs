@@ -356,7 +356,12 @@ impl Host {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_BUSY_PAUSE);
                 }
-                Ok(result) => return result,
+                Ok(result) => {
+                    if result.is_ok() {
+                        self.inner.searched.lock().remove(&peer);
+                    }
+                    return result;
+                }
             }
         }
     }

@@ -288,13 +288,17 @@ impl World {
             assert_eq!(output.status.code(), Some(1), "{told}");
             assert!(!told.is_empty(), "`store add` failed without a word");
             println!("         `store add`: {}", told.replace('\n', " "));
+        }
+        if output.stdout.is_empty() {
+            assert!(!output.status.success(), "`store add` told nothing");
             return false;
         }
         let thing: Value = serde_json::from_slice(&output.stdout).expect("an answer");
         self.kept.push((text(&thing, "root").to_owned(), order.sha256));
         let failed = list(&thing, "places").iter().filter(|place| text(place, "state") == "failed").count();
         let active = list(&thing, "places").iter().filter(|place| text(place, "state") == "active").count();
-        if text(&thing, "state") == "active" {
+        assert_eq!(output.status.success(), text(&thing, "state") == "active", "{thing}");
+        if output.status.success() {
             assert_eq!(active, HOSTS.len(), "{thing}");
         } else {
             println!("         `store add`: {active} active, {failed} failed: {}", thing["problem"]);
