@@ -1,6 +1,7 @@
-//! Blocks in memory, for unit tests of code that only wants a source or a sink.
+//! Blocks in memory and bytes without end, for unit tests of code that only wants a source, a sink or a stream.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 
 use bytes::Bytes;
 use cid::Cid;
@@ -39,5 +40,38 @@ impl BlockSink for MemoryBlocks {
         hash::verify(cid, &data)?;
         self.0.insert(cid.hash().to_bytes(), data);
         Ok(())
+    }
+}
+
+/// Bytes that look random and follow from a seed: the numbers of SplitMix64, lowest byte first. Other programs make
+/// the same from the same seed, for vectors.
+#[derive(Clone, Debug)]
+pub(crate) struct Noise {
+    state: u64,
+    word: [u8; 8],
+    left: usize,
+}
+
+impl Noise {
+    /// The stream of `seed`.
+    pub fn new(seed: u64) -> Noise {
+        Noise { state: seed, word: [0; 8], left: 0 }
+    }
+}
+
+impl Read for Noise {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        for byte in &mut *into {
+            if self.left == 0 {
+                self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let z = (self.state ^ self.state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+                self.word = (z ^ z >> 31).to_le_bytes();
+                self.left = 8;
+            }
+            *byte = self.word[8 - self.left];
+            self.left -= 1;
+        }
+        Ok(into.len())
     }
 }

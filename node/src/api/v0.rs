@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Multipart, Query, State};
+use axum::extract::{Multipart, Query, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use btfs_storage::BlockSource;
@@ -16,7 +16,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::call::{ApiError, Progress};
-use crate::calls::{files, network, setup, store};
+use crate::calls::add::AddOptions;
+use crate::calls::{self, files, network, setup, store};
 use crate::node::{AGENT, Node};
 
 /// The routes.
@@ -49,35 +50,27 @@ struct Arg {
     length: Option<u64>,
     recursive: Option<bool>,
     name: Option<String>,
-    cid_version: Option<u8>,
-    only_hash: bool,
-    pin: Option<bool>,
 }
 
 /// `add` with the files as multipart parts; each becomes one line, as Kubo sends them.
 async fn add(
     State(node): State<Arc<Node>>,
-    Query(arg): Query<Arg>,
+    RawQuery(query): RawQuery,
     mut parts: Multipart,
 ) -> Result<Response, ApiError> {
-    let profile = match arg.cid_version {
-        Some(0) => "unixfs-v0-2015",
-        _ => "unixfs-v1-2025",
-    };
+    let mut options = AddOptions::from_query(&query.unwrap_or_default())?;
+    if options.cid_version == Some(0) {
+        options.profile.get_or_insert_with(|| "unixfs-v0-2015".into());
+    }
     let mut lines = String::new();
     while let Some(part) = parts.next_field().await? {
         if part.content_type() == Some("application/x-directory") {
             return Err(ApiError::bad("directories cannot be added through this call yet; use `btfs add`"));
         }
         let name = part.file_name().or(part.name()).unwrap_or_default().to_owned();
-        let query = files::AddStreamQuery {
-            profile: Some(profile.into()),
-            only_hash: arg.only_hash,
-            no_pin: arg.pin == Some(false),
-        };
         let content = part.map_err(std::io::Error::other);
-        let added = files::add_content(&node, query, Box::pin(content)).await?;
-        let line = json!({ "Name": name, "Hash": added.cid, "Size": added.dag_size.to_string() });
+        let added = calls::add::add_content(&node, &options, name, Box::pin(content)).await?;
+        let line = json!({ "Name": added.name, "Hash": added.cid, "Size": added.dag_size.to_string() });
         lines.push_str(&format!("{line}\n"));
     }
     if lines.is_empty() {

@@ -1,4 +1,4 @@
-//! Files by content: `add`, `get`, `cat`, `ls`, and pins.
+//! Files by content: `get`, `cat`, `ls`, and pins.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,58 +9,14 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use btfs_bittorrent::create::{self, TorrentFile};
-use btfs_storage::import::{self, ImportOptions, Imported, Profile};
 use btfs_storage::read::{self, Kind};
-use btfs_storage::{BlockSink, Bytes, Cid, Class, Pin, PinKind, StoreError};
-use futures::{Stream, StreamExt, TryStreamExt};
+use btfs_storage::{Cid, Class, Pin, PinKind, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::api::call::{Answered, ApiError, Progress, route};
 use crate::call;
 use crate::node::Node;
 use crate::retrieve::{Reference, RetrieveError, Retriever};
-
-/// Stores a file or directory of this machine.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct AddRequest {
-    /// Absolute path.
-    pub path: PathBuf,
-    /// `unixfs-v1-2025` (default) or `unixfs-v0-2015`.
-    pub profile: Option<String>,
-    /// Take hidden files of directories too.
-    pub hidden: bool,
-    /// Make a torrent in the same pass.
-    pub torrent: bool,
-    /// Only compute the CID; store nothing.
-    pub only_hash: bool,
-    /// Do not pin: the collector may take it.
-    pub no_pin: bool,
-}
-
-/// What was stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Added {
-    /// The root.
-    pub cid: String,
-    /// The last segment of the path.
-    pub name: String,
-    /// Bytes of content.
-    pub size: u64,
-    /// Bytes of all blocks.
-    pub dag_size: u64,
-    /// Distinct blocks.
-    pub blocks: u64,
-    /// v1 infohash, if a torrent was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub infohash: Option<String>,
-    /// Its magnet link.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub magnet: Option<String>,
-}
-
-call!(AddRequest => Added, "add");
 
 /// Fetches a reference into the file system.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -191,20 +147,7 @@ pub struct CatQuery {
     pub length: Option<u64>,
 }
 
-/// How standard input is stored.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct AddStreamQuery {
-    /// As in [`AddRequest`].
-    pub profile: Option<String>,
-    /// As in [`AddRequest`].
-    pub only_hash: bool,
-    /// As in [`AddRequest`].
-    pub no_pin: bool,
-}
-
 pub(super) fn routes(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
-    let router = route::<AddRequest, _, _>(router, add);
     let router = route::<GetRequest, _, _>(router, get);
     let router =
         route::<LsRequest, _, _>(
@@ -216,21 +159,7 @@ pub(super) fn routes(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
         pin_remove(&node, &request.reference).await
     });
     let router = route::<PinListRequest, _, _>(router, |node, _, _| async move { pin_list(&node) });
-    router
-        .route("/api/v1/cat", axum::routing::post(cat))
-        .route("/api/v1/add-stream", axum::routing::post(add_stream))
-}
-
-/// The profile of a name; the default one without.
-pub fn profile(name: Option<&str>) -> Result<Profile, ApiError> {
-    match name {
-        None => Ok(Profile::V1_2025),
-        Some(name) => Profile::by_name(name).ok_or_else(|| {
-            ApiError::bad(format!(
-                "there is no profile `{name}`; there are unixfs-v1-2025 and unixfs-v0-2015"
-            ))
-        }),
-    }
+    router.route("/api/v1/cat", axum::routing::post(cat))
 }
 
 /// The pin that a user's own root gets.
@@ -238,89 +167,9 @@ pub fn own_pin(root: Cid, name: Option<String>, kind: PinKind) -> Pin {
     Pin { id: format!("own:{root}").into(), kind, root, class: Class::Own, name, expires: None }
 }
 
-/// Stores a file or directory of this machine.
-pub async fn add(node: Arc<Node>, request: AddRequest, progress: Progress) -> Answered<Added> {
-    if !request.path.is_absolute() {
-        return Err(ApiError::bad(format!("{} is not an absolute path", request.path.display())));
-    }
-    let profile = profile(request.profile.as_deref())?;
-    let options = ImportOptions { hidden: request.hidden, follow_root: true };
-    let name = request.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let only_hash = request.only_hash;
-    let total =
-        std::fs::metadata(&request.path).ok().filter(std::fs::Metadata::is_file).map(|meta| meta.len());
-    let store = node.store.clone();
-    let work = {
-        let (request, name) = (request, name.clone());
-        move || -> anyhow::Result<(Imported, Option<TorrentFile>)> {
-            let mut progress = |bytes| progress.step("adding", bytes, total);
-            if request.only_hash {
-                let done =
-                    import::import_path(&request.path, &profile, &options, &mut Nowhere, &mut progress)?;
-                return Ok((done, None));
-            }
-            let mut ingest = store.ingest(Class::Own)?;
-            let mut hasher = match request.torrent {
-                true => Some(create::Hasher::for_path(&request.path, &profile, &options, &name)?),
-                false => None,
-            };
-            let done = match &mut hasher {
-                Some(hasher) => import::import_path_observed(
-                    &request.path,
-                    &profile,
-                    &options,
-                    &mut ingest,
-                    &mut progress,
-                    hasher,
-                )?,
-                None => import::import_path(&request.path, &profile, &options, &mut ingest, &mut progress)?,
-            };
-            let mut batch = store.state().batch();
-            let torrent = hasher.map(|hasher| hasher.finish(done.root)).transpose()?;
-            if let Some(torrent) = &torrent {
-                torrent.record(&store, &mut ingest, &mut batch)?;
-            }
-            if !request.no_pin {
-                store.pin(&mut batch, &own_pin(done.root, Some(name), PinKind::Recursive))?;
-            }
-            ingest.finish(batch)?;
-            Ok((done, torrent))
-        }
-    };
-    let (done, torrent) = tokio::task::spawn_blocking(work).await??;
-    if let Some(torrent) = &torrent {
-        super::torrent::seed(&node, torrent).await?;
-    }
-    if !only_hash {
-        announce(&node, done.root).await;
-    }
-    Ok(added(done, name, torrent.as_ref()))
-}
-
-fn added(done: Imported, name: String, torrent: Option<&TorrentFile>) -> Added {
-    Added {
-        cid: done.root.to_string(),
-        name,
-        size: done.size,
-        dag_size: done.dag_size,
-        blocks: done.blocks,
-        infohash: torrent.map(|torrent| torrent.infohash().to_string()),
-        magnet: torrent.map(|torrent| torrent.magnet().to_string()),
-    }
-}
-
-/// Keeps nothing: for `--only-hash`.
-struct Nowhere;
-
-impl BlockSink for Nowhere {
-    fn put(&mut self, _: &Cid, _: Bytes) -> Result<(), StoreError> {
-        Ok(())
-    }
-}
-
 /// Tells the DHT that this node has `root`, without waiting for it. What is stored while no daemon runs is told by
 /// the next one.
-async fn announce(node: &Node, root: Cid) {
+pub(super) async fn announce(node: &Node, root: Cid) {
     let Ok(host) = node.host() else { return };
     let host = host.clone();
     tokio::spawn(async move {
@@ -340,89 +189,6 @@ async fn withdraw(node: &Node, root: Cid) -> Result<(), ApiError> {
         tracing::warn!(%root, %error, "still announced");
     }
     Ok(())
-}
-
-async fn add_stream(
-    State(node): State<Arc<Node>>,
-    Query(query): Query<AddStreamQuery>,
-    body: Body,
-) -> Result<axum::Json<Added>, ApiError> {
-    let content = body.into_data_stream().map_err(std::io::Error::other);
-    Ok(axum::Json(add_content(&node, query, Box::pin(content)).await?))
-}
-
-/// Stores a stream of bytes as one file.
-pub async fn add_content<S>(node: &Arc<Node>, query: AddStreamQuery, content: S) -> Answered<Added>
-where
-    S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
-{
-    let profile = profile(query.profile.as_deref())?;
-    let (pieces, received) = tokio::sync::mpsc::channel(Pieces::WAITING);
-    let store = node.store.clone();
-    let work = tokio::task::spawn_blocking(move || -> anyhow::Result<Imported> {
-        let reader = Pieces { received, current: Bytes::new(), ended: false };
-        if query.only_hash {
-            return Ok(import::import_reader(reader, &profile, &mut Nowhere, &mut |_| {})?);
-        }
-        let mut ingest = store.ingest(Class::Own)?;
-        let done = import::import_reader(reader, &profile, &mut ingest, &mut |_| {})?;
-        let mut batch = store.state().batch();
-        if !query.no_pin {
-            store.pin(&mut batch, &own_pin(done.root, None, PinKind::Recursive))?;
-        }
-        ingest.finish(batch)?;
-        Ok(done)
-    });
-    let mut content = content;
-    while let Some(piece) = content.next().await {
-        // The reader is gone only when the import failed, and that is told below.
-        if pieces.send(Some(piece)).await.is_err() {
-            break;
-        }
-    }
-    // Only this says that the body is whole; a channel that closes without it is a broken upload.
-    let _ = pieces.send(None).await;
-    drop(pieces);
-    let done = work.await??;
-    if !query.only_hash {
-        announce(node, done.root).await;
-    }
-    Ok(added(done, String::new(), None))
-}
-
-/// Pieces of a body as a blocking reader.
-struct Pieces {
-    received: tokio::sync::mpsc::Receiver<Option<std::io::Result<Bytes>>>,
-    current: Bytes,
-    ended: bool,
-}
-
-impl Pieces {
-    /// Pieces between the network and the import.
-    const WAITING: usize = 16;
-}
-
-impl std::io::Read for Pieces {
-    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        while self.current.is_empty() {
-            if self.ended {
-                return Ok(0);
-            }
-            match self.received.blocking_recv() {
-                Some(Some(piece)) => self.current = piece?,
-                Some(None) => self.ended = true,
-                None => {
-                    return Err(std::io::Error::new(
-                        std::io::ErrorKind::UnexpectedEof,
-                        "the upload broke off",
-                    ));
-                }
-            }
-        }
-        let length = into.len().min(self.current.len());
-        into[..length].copy_from_slice(&self.current.split_to(length));
-        Ok(length)
-    }
 }
 
 /// A reference to content by its hash. Torrents are fetched by `get` and `torrent add` alone, which need the token:

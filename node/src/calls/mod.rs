@@ -9,6 +9,7 @@ use axum::Router;
 
 use crate::node::Node;
 
+pub mod add;
 pub mod channel;
 pub mod files;
 pub mod ledger;
@@ -23,6 +24,7 @@ pub mod wallet;
 pub fn routes() -> Router<Arc<Node>> {
     let router = Router::new();
     let router = setup::routes(router);
+    let router = add::routes(router);
     let router = files::routes(router);
     let router = network::routes(router);
     let router = wallet::routes(router);

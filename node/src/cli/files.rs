@@ -1,93 +1,17 @@
-//! `add`, `get`, `cat`, `ls`, `pin`, `block` and `repo`.
+//! `get`, `cat`, `ls`, `pin`, `block` and `repo`.
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use axum::body::Body;
 use clap::{Args, Subcommand};
 use futures::TryStreamExt;
 
 use super::Context;
 use crate::calls::files::{
-    AddRequest, Added, Entry, GetRequest, LsRequest, PinAddRequest, PinInfo, PinListRequest, PinRemoveRequest,
+    Entry, GetRequest, LsRequest, PinAddRequest, PinInfo, PinListRequest, PinRemoveRequest,
 };
 use crate::calls::store::{BlockStat, BlockStatRequest, GcRequest, RepoStatRequest};
 use crate::config::ByteSize;
-
-#[derive(Debug, Args)]
-pub struct Add {
-    /// Files or directories; `-` is standard input.
-    #[arg(required = true)]
-    paths: Vec<PathBuf>,
-    /// How files become blocks: unixfs-v1-2025 or unixfs-v0-2015.
-    #[arg(long, default_value = "unixfs-v1-2025")]
-    profile: String,
-    /// Take hidden files of directories too.
-    #[arg(long)]
-    hidden: bool,
-    /// Make and seed a torrent, hashed in the same pass.
-    #[arg(long)]
-    torrent: bool,
-    /// Only print the CID; store nothing.
-    #[arg(long, conflicts_with = "torrent")]
-    only_hash: bool,
-    /// Do not pin.
-    #[arg(long)]
-    no_pin: bool,
-}
-
-impl Add {
-    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
-        let client = context.client().await?;
-        let mut outcome = Ok(());
-        for path in &self.paths {
-            outcome = self.one(context, &client, path).await;
-            if outcome.is_err() {
-                break;
-            }
-        }
-        client.close().await?;
-        outcome
-    }
-
-    async fn one(
-        &self,
-        context: &Context,
-        client: &super::client::Client,
-        path: &PathBuf,
-    ) -> anyhow::Result<()> {
-        let added = if path.as_os_str() == "-" {
-            if self.torrent {
-                bail!("standard input has no name, which a torrent needs: write it to a file first");
-            }
-            let input = tokio_util::io::ReaderStream::with_capacity(tokio::io::stdin(), 256 << 10);
-            let query = format!(
-                "/api/v1/add-stream?profile={}&only_hash={}&no_pin={}",
-                query_value(&self.profile),
-                self.only_hash,
-                self.no_pin
-            );
-            client.upload::<Added>(&query, Body::from_stream(input)).await?
-        } else {
-            let absolute =
-                std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))?;
-            client
-                .call(&AddRequest {
-                    path: absolute,
-                    profile: Some(self.profile.clone()),
-                    hidden: self.hidden,
-                    torrent: self.torrent,
-                    only_hash: self.only_hash,
-                    no_pin: self.no_pin,
-                })
-                .await?
-        };
-        context.show(&added, |added| {
-            let magnet = added.magnet.as_ref().map(|magnet| format!("\n{magnet}")).unwrap_or_default();
-            format!("{}  {}  {}{magnet}", added.cid, ByteSize(added.size), added.name)
-        })
-    }
-}
 
 #[derive(Debug, Args)]
 pub struct Get {
@@ -140,7 +64,7 @@ impl Get {
 }
 
 /// Text from the command line as a value in a query.
-fn query_value(text: &str) -> percent_encoding::PercentEncode<'_> {
+pub(super) fn query_value(text: &str) -> percent_encoding::PercentEncode<'_> {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC)
 }
 

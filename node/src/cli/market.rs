@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use super::Context;
 use super::client::Client;
 use super::money::parse_duration;
-use crate::calls::files::AddRequest;
+use crate::calls::add::AddRequest;
 use crate::calls::market::{
     AcceptRequest, HostSetRequest, HostStatusRequest, MarketListRequest, QuoteRequest, StoreCancelRequest,
     StoreListRequest, StoreStatusRequest,

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::repo::Repo;
 
+mod add;
 mod channel;
 pub mod client;
 mod daemon;
@@ -62,7 +63,7 @@ enum Command {
     /// Stop the running daemon.
     Shutdown(setup::Shutdown),
     /// Store a file or directory and print its CID.
-    Add(files::Add),
+    Add(add::Add),
     /// Fetch a CID, /ipfs path, infohash, magnet or .torrent into a file or directory.
     Get(files::Get),
     /// Print a file's content.

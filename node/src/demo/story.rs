@@ -14,7 +14,8 @@ use sha2::{Digest, Sha256};
 use super::Say;
 use super::process::NodeProcess;
 use super::report::{HostLine, Report};
-use crate::calls::files::{AddRequest, Added, GetRequest};
+use crate::calls::add::{AddRequest, Added};
+use crate::calls::files::GetRequest;
 use crate::calls::ledger::{LedgerStatus, LedgerStatusRequest, LedgerStepRequest};
 use crate::calls::market::{
     AcceptRequest, HostSetRequest, HostStatusRequest, QuoteRequest, StoreStatusRequest, WorkRequest,

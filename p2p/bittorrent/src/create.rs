@@ -8,11 +8,10 @@
 //! not have the CID that the torrent promises.
 
 use std::collections::HashSet;
-use std::io;
 use std::path::Path;
 
 use btfs_storage::db::Batch;
-use btfs_storage::import::{ImportOptions, Imported, Leaf, Observer, Profile};
+use btfs_storage::import::{ImportError, ImportOptions, Imported, Leaf, Observer, Profile, survey};
 use btfs_storage::read::{self, FileReader, Kind, ReadError};
 use btfs_storage::{BlockSource, Cid, Ingest, Store, StoreError};
 use bytes::Bytes;
@@ -60,14 +59,9 @@ pub enum CreateError {
     /// The stored content could not be read.
     #[error("no torrent was made: {0}")]
     Read(#[from] ReadError),
-    /// The files could not be listed.
-    #[error("cannot list {path}: {source}")]
-    List {
-        /// What.
-        path: String,
-        /// Why.
-        source: io::Error,
-    },
+    /// The file or directory could not be looked through.
+    #[error("no torrent was made: {0}")]
+    Survey(#[from] ImportError),
 }
 
 /// A torrent of content that this node has.
@@ -123,32 +117,8 @@ pub fn piece_length(total: u64, files: u64) -> u32 {
 
 /// The piece length for a file or directory that is about to be imported; only sizes are read.
 pub fn piece_length_for_path(path: &Path, options: &ImportOptions) -> Result<u32, CreateError> {
-    let failed = |path: &Path| {
-        let path = path.display().to_string();
-        move |source| CreateError::List { path, source }
-    };
-    let (mut total, mut files) = (0u64, 0u64);
-    let start = if options.follow_root {
-        std::fs::canonicalize(path).map_err(failed(path))?
-    } else {
-        path.to_owned()
-    };
-    let mut todo = vec![start];
-    while let Some(path) = todo.pop() {
-        let metadata = std::fs::symlink_metadata(&path).map_err(failed(&path))?;
-        if metadata.is_dir() {
-            for entry in std::fs::read_dir(&path).map_err(failed(&path))? {
-                let entry = entry.map_err(failed(&path))?;
-                if options.hidden || !entry.file_name().as_encoded_bytes().starts_with(b".") {
-                    todo.push(entry.path());
-                }
-            }
-        } else if metadata.is_file() {
-            total = total.saturating_add(metadata.len());
-            files += 1;
-        }
-    }
-    Ok(piece_length(total, files))
+    let found = survey(path, options)?;
+    Ok(piece_length(found.bytes, found.files))
 }
 
 /// SHA-1 over pieces of a stream.

@@ -7,7 +7,7 @@ use cid::Cid;
 use super::{ImportError, Imported, Profile};
 use crate::BlockSink;
 use crate::dagpb::PbLink;
-use crate::unixfs::{Data, DirLink, hamt};
+use crate::unixfs::{Data, DirLink, Metadata, hamt};
 
 /// Most components of a path given to [`DirBuilder`]. Torrents and other foreign lists bring paths; their depth is
 /// the depth of recursion here.
@@ -17,10 +17,11 @@ const MAX_COMPONENTS: usize = 256;
 pub(super) fn put_directory(
     profile: &Profile,
     mut entries: Vec<DirLink>,
+    metadata: &Metadata,
     sink: &mut dyn BlockSink,
 ) -> Result<(Cid, u64), ImportError> {
-    if profile.shards(&entries) {
-        return hamt::build(&entries, &mut |block| {
+    if profile.shards(&entries, metadata) {
+        return hamt::build(profile.fanout(), &entries, metadata, &mut |block| {
             let cid = profile.node_cid(&block);
             sink.put(&cid, block)?;
             Ok(cid)
@@ -33,7 +34,7 @@ pub(super) fn put_directory(
         tsize = tsize.checked_add(entry.tsize).ok_or(ImportError::TooLarge)?;
         links.push(PbLink { cid: entry.cid, name: Some(entry.name), tsize: Some(entry.tsize) });
     }
-    let (cid, block) = profile.node(links, &Data::directory());
+    let (cid, block) = profile.node(links, &Data::directory().with_metadata(metadata));
     let tsize = tsize.checked_add(block.len() as u64).ok_or(ImportError::TooLarge)?;
     sink.put(&cid, block)?;
     Ok((cid, tsize))
@@ -124,7 +125,7 @@ fn put_branches(
         };
         entries.push(DirLink { name, cid, tsize });
     }
-    put_directory(profile, entries, sink)
+    put_directory(profile, entries, &Metadata::default(), sink)
 }
 
 fn refused<S: AsRef<str>>(path: &[S], problem: &'static str) -> ImportError {

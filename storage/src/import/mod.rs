@@ -6,7 +6,9 @@
 //! same nodes from leaves that came in another way, as the pieces of a torrent do: the same content has the same
 //! CID however it came.
 //!
-//! What a CID depends on is all in [`Profile`] (source: IPIP-499). Modes and times are not recorded.
+//! What a CID depends on beside the content is all in [`Profile`] (source: IPIP-499, and Kubo for what deviates from
+//! it): how files are cut ([`Chunker`]) and leaves tied together ([`Layout`]), which blocks are raw or lie in their
+//! CIDs, when directories are sharded. Modes and times are recorded only if [`ImportOptions`] asks for them.
 //!
 //! Invariants:
 //!
@@ -17,7 +19,9 @@
 //!   read: nothing is left out silently. The sink then holds blocks that nothing refers to; the caller drops it.
 
 mod builder;
+mod chunker;
 mod directory;
+mod options;
 mod pipeline;
 mod profile;
 #[cfg(test)]
@@ -31,11 +35,16 @@ use bytes::Bytes;
 use cid::Cid;
 
 pub use builder::FileBuilder;
+pub use chunker::{Bounds, Chunker, ChunkerError, MAX_CHUNK};
 pub use directory::DirBuilder;
-pub use profile::Profile;
+pub use options::{IgnoreRules, ImportOptions};
+pub use profile::{Layout, Overrides, Profile, ProfileError};
+pub use tree::{Survey, survey};
 
+use crate::unixfs::Metadata;
 use crate::unixfs::hamt::Collision;
 use crate::{BlockSink, StoreError};
+use builder::WholeFile;
 use pipeline::Pipeline;
 
 /// What an import made.
@@ -49,15 +58,6 @@ pub struct Imported {
     pub dag_size: u64,
     /// Blocks written to the sink, repetitions included.
     pub blocks: u64,
-}
-
-/// What [`import_path`] takes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ImportOptions {
-    /// Take entries whose name starts with a dot. The path given is taken in any case.
-    pub hidden: bool,
-    /// If the path given is itself a symlink, import what it points to. Links below it are always kept as links.
-    pub follow_root: bool,
 }
 
 /// A leaf of a file, while its bytes are hot.
@@ -148,6 +148,15 @@ pub enum ImportError {
         /// What is wrong.
         problem: &'static str,
     },
+    /// A directory that is below itself, by a symlink that is followed.
+    #[error("{} leads back to a directory it is in; nothing was added; keep symlinks as they are, or remove it", path.display())]
+    Loop {
+        /// The entry that leads back.
+        path: PathBuf,
+    },
+    /// Rules of what to leave out that cannot be read or parsed.
+    #[error("the rules of what to ignore cannot be used: {0}; nothing was added")]
+    Rules(String),
     /// Two names of a large directory have the same hash.
     #[error(transparent)]
     Collision(#[from] Collision),
@@ -181,11 +190,33 @@ pub fn import_path_observed(
     progress: &mut dyn FnMut(u64),
     observer: &mut dyn Observer,
 ) -> Result<Imported, ImportError> {
+    observed(profile, options, sink, progress, observer, |importer| importer.import(path))
+}
+
+/// Imports files, symlinks or directories into one directory that holds each under the last component of its path.
+pub fn import_wrapped(
+    paths: &[PathBuf],
+    profile: &Profile,
+    options: &ImportOptions,
+    sink: &mut dyn BlockSink,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Imported, ImportError> {
+    observed(profile, options, sink, progress, &mut (), |importer| importer.import_wrapped(paths))
+}
+
+/// Runs an importer on threads that end with it.
+fn observed(
+    profile: &Profile,
+    options: &ImportOptions,
+    sink: &mut dyn BlockSink,
+    progress: &mut dyn FnMut(u64),
+    observer: &mut dyn Observer,
+    run: impl FnOnce(tree::Importer<'_, '_, '_, '_>) -> Result<Imported, ImportError>,
+) -> Result<Imported, ImportError> {
     std::thread::scope(|scope| {
         let mut sink = Counting { sink, blocks: 0 };
         let pipeline = Pipeline::new(scope, profile);
-        tree::Importer { profile, options, sink: &mut sink, progress, observer, pipeline, done: 0 }
-            .import(path)
+        run(tree::Importer { profile, options, sink: &mut sink, progress, observer, pipeline, done: 0 })
     })
 }
 
@@ -201,8 +232,20 @@ pub fn import_reader(
 
 /// [`import_reader`], with an observer of every leaf.
 pub fn import_reader_observed(
+    reader: impl Read + Send,
+    profile: &Profile,
+    sink: &mut dyn BlockSink,
+    progress: &mut dyn FnMut(u64),
+    observer: &mut dyn Observer,
+) -> Result<Imported, ImportError> {
+    import_stream(reader, profile, &Metadata::default(), sink, progress, observer)
+}
+
+/// [`import_reader_observed`], with a mode and a time to record.
+pub fn import_stream(
     mut reader: impl Read + Send,
     profile: &Profile,
+    metadata: &Metadata,
     sink: &mut dyn BlockSink,
     progress: &mut dyn FnMut(u64),
     observer: &mut dyn Observer,
@@ -211,17 +254,15 @@ pub fn import_reader_observed(
         let mut sink = Counting { sink, blocks: 0 };
         let mut pipeline = Pipeline::new(scope, profile);
         observer.file_start(&[], None);
-        let mut builder = FileBuilder::new(profile);
-        let mut each = |leaf: Leaf, block: Bytes, sink: &mut dyn BlockSink| {
-            sink.put(&leaf.cid, block)?;
+        let mut file = WholeFile::new(profile, *metadata);
+        let mut each = |leaf: Leaf, block: Bytes| {
+            file.leaf(&leaf, block, &mut sink)?;
             observer.leaf(&leaf);
             progress(leaf.offset + leaf.content.len() as u64);
-            builder.push(leaf.cid, leaf.content.len() as u64, leaf.block_len, sink)
+            Ok(())
         };
-        pipeline
-            .run(&mut reader, None, &mut |leaf, block| each(leaf, block, &mut sink))
-            .map_err(|failure| failure.at_input())?;
-        let mut file = builder.finish(&mut sink)?;
+        pipeline.run(&mut reader, None, &mut each).map_err(|failure| failure.at_input())?;
+        let mut file = file.finish(&mut sink)?;
         file.blocks = sink.blocks;
         observer.file_end(&file);
         Ok(file)

@@ -1,8 +1,8 @@
 //! Chunks of a file, hashed on all cores and handed on in order.
 //!
-//! The importing thread reads chunks and gives them to the workers in turn, and takes the hashes back in the same
-//! turn, so order needs no bookkeeping. A file of one chunk is hashed on the spot: waking a thread costs more than
-//! hashing a small file. The threads start with the first larger file and end with the import.
+//! The importing thread cuts chunks and gives them to the workers in turn, and takes the hashes back in the same
+//! turn, so order needs no bookkeeping. A file of one chunk, and tiny chunks, are hashed on the spot: waking a thread
+//! costs more than hashing them. The threads start with the first larger file and end with the import.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -12,12 +12,16 @@ use std::thread::{self, Scope};
 use bytes::Bytes;
 use cid::Cid;
 
-use super::profile::{MAX_LEAF_HEAD, MAX_LEAF_TAIL, leaf_wrapping};
+use super::chunker::{Chunk, Splitter};
 use super::{ImportError, Leaf, Profile};
 
 /// Bytes of chunks that may be between reading and the sink: enough to keep the workers busy while the sink works
 /// on a chunk, little enough not to count in a daemon's memory.
 const IN_FLIGHT_BYTES: usize = 8 << 20;
+/// Most chunks that may be, however small.
+const MAX_IN_FLIGHT: usize = 1024;
+/// Chunks of up to so many bytes are hashed by the thread that read them: handing one over takes as long.
+const HASHED_ON_THE_SPOT: usize = 8 << 10;
 /// Most hashing threads: reading and the sink, on one thread, are then slower than they are.
 const MAX_WORKERS: usize = 4;
 
@@ -37,6 +41,12 @@ impl Failure {
     }
 }
 
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Read(error)
+    }
+}
+
 impl From<ImportError> for Failure {
     fn from(error: ImportError) -> Failure {
         Failure::Import(error)
@@ -45,12 +55,6 @@ impl From<ImportError> for Failure {
 
 /// Takes each leaf with its block, in order.
 pub(super) type EachLeaf<'a> = dyn FnMut(Leaf, Bytes) -> Result<(), ImportError> + 'a;
-
-/// A chunk, cut and wrapped: the block and where the content lies in it.
-struct Chunk {
-    block: Bytes,
-    content: Bytes,
-}
 
 struct Worker {
     blocks: SyncSender<Bytes>,
@@ -68,27 +72,28 @@ pub(super) struct Pipeline<'scope, 'env> {
 
 impl<'scope, 'env> Pipeline<'scope, 'env> {
     pub(super) fn new(scope: &'scope Scope<'scope, 'env>, profile: &Profile) -> Self {
-        let window = (IN_FLIGHT_BYTES / profile.chunk_size()).max(MAX_WORKERS);
+        let window = (IN_FLIGHT_BYTES / profile.chunk_size()).clamp(MAX_WORKERS, MAX_IN_FLIGHT);
         Pipeline { scope, profile: *profile, workers: Vec::new(), window }
     }
 
-    /// Cuts `reader` into leaves up to its end. `size` is its length if that is known: it spares memory and threads
-    /// for small files, and nothing depends on it.
+    /// Cuts `reader` into leaves up to its end; an empty one has a single empty leaf. `size` is its length if that is
+    /// known: it spares memory for small files, and nothing depends on it.
     pub(super) fn run(
         &mut self,
         reader: &mut dyn Read,
         size: Option<u64>,
         each: &mut EachLeaf<'_>,
     ) -> Result<(), Failure> {
-        let chunk_size = self.profile.chunk_size() as u64;
-        let mut left = size.unwrap_or(u64::MAX);
-        let first = read_chunk(&self.profile, reader, left)?;
-        // A short first chunk is the whole file, empty or not.
-        if (first.content.len() as u64) < chunk_size {
-            let cid = self.profile.leaf_cid(&first.block);
-            return Ok(each(leaf(&first, cid, 0), first.block)?);
+        let profile = self.profile;
+        let mut splitter = Splitter::new(&profile, reader, size);
+        let Some(first) = splitter.next()? else {
+            let content = Bytes::new();
+            let (cid, block) = profile.leaf(&content);
+            return Ok(each(leaf(&Chunk { block: block.clone(), content }, cid, 0), block)?);
+        };
+        if splitter.is_done() || profile.chunk_size() <= HASHED_ON_THE_SPOT {
+            return self.run_here(splitter, first, each);
         }
-        left = left.saturating_sub(chunk_size);
         self.start_workers();
         let mut in_flight: VecDeque<Chunk> = VecDeque::with_capacity(self.window);
         let (mut turn_in, mut turn_out, mut offset) = (0usize, 0usize, 0u64);
@@ -97,13 +102,11 @@ impl<'scope, 'env> Pipeline<'scope, 'env> {
             let worker = &self.workers[turn_in % self.workers.len()];
             worker.blocks.send(chunk.block.clone()).expect("a hashing thread lives as long as its import");
             turn_in += 1;
-            let last = (chunk.content.len() as u64) < chunk_size;
             in_flight.push_back(chunk);
             if in_flight.len() == self.window {
                 offset = self.take(&mut in_flight, &mut turn_out, offset, each)?;
             }
-            // A stream is not asked again after its end: a terminal would wait for more.
-            next = if last { None } else { self.read_next(reader, &mut left)? };
+            next = splitter.next()?;
         }
         while !in_flight.is_empty() {
             offset = self.take(&mut in_flight, &mut turn_out, offset, each)?;
@@ -111,11 +114,23 @@ impl<'scope, 'env> Pipeline<'scope, 'env> {
         Ok(())
     }
 
-    /// The next chunk, or `None` at the end.
-    fn read_next(&self, reader: &mut dyn Read, left: &mut u64) -> Result<Option<Chunk>, Failure> {
-        let chunk = read_chunk(&self.profile, reader, *left)?;
-        *left = left.saturating_sub(chunk.content.len() as u64);
-        Ok((!chunk.content.is_empty()).then_some(chunk))
+    /// Hashes all chunks on this thread.
+    fn run_here(
+        &self,
+        mut splitter: Splitter<'_>,
+        first: Chunk,
+        each: &mut EachLeaf<'_>,
+    ) -> Result<(), Failure> {
+        let mut offset = 0u64;
+        let mut next = Some(first);
+        while let Some(chunk) = next {
+            let cid = self.profile.leaf_cid(&chunk.block);
+            let len = chunk.content.len() as u64;
+            each(leaf(&chunk, cid, offset), chunk.block)?;
+            offset = offset.checked_add(len).ok_or(ImportError::TooLarge)?;
+            next = splitter.next()?;
+        }
+        Ok(())
     }
 
     /// Hands on the oldest chunk in flight; answers where the next one starts.
@@ -160,25 +175,4 @@ impl<'scope, 'env> Pipeline<'scope, 'env> {
 
 fn leaf(chunk: &Chunk, cid: Cid, offset: u64) -> Leaf {
     Leaf { cid, offset, content: chunk.content.clone(), block_len: chunk.block.len() as u64 }
-}
-
-/// Reads up to a chunk and wraps it where it lies. `expect` bounds what is set aside for it.
-fn read_chunk(profile: &Profile, reader: &mut dyn Read, expect: u64) -> Result<Chunk, Failure> {
-    let chunk = profile.chunk_size();
-    let expect = usize::try_from(expect).map_or(chunk, |expect| expect.min(chunk));
-    let (head_room, tail_room) = if profile.raw_leaves() { (0, 0) } else { (MAX_LEAF_HEAD, MAX_LEAF_TAIL) };
-    let mut buffer = Vec::with_capacity(head_room + expect + tail_room);
-    buffer.resize(head_room, 0);
-    Read::take(&mut *reader, chunk as u64).read_to_end(&mut buffer).map_err(Failure::Read)?;
-    let len = buffer.len() - head_room;
-    if profile.raw_leaves() {
-        let block = Bytes::from(buffer);
-        return Ok(Chunk { content: block.clone(), block });
-    }
-    let (head, tail) = leaf_wrapping(len);
-    let start = head_room - head.len();
-    buffer[start..head_room].copy_from_slice(&head);
-    buffer.extend_from_slice(&tail);
-    let buffer = Bytes::from(buffer);
-    Ok(Chunk { block: buffer.slice(start..), content: buffer.slice(head_room..head_room + len) })
 }

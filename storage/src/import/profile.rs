@@ -4,12 +4,19 @@ use bytes::Bytes;
 use cid::Cid;
 use multihash::Multihash;
 
+use super::chunker::Chunker;
 use crate::dagpb::{self, PbLink, PbNode};
 use crate::hash;
-use crate::unixfs::{Data, DataType, DirLink};
+use crate::unixfs::{Data, DataType, DirLink, Metadata, hamt};
 
 /// A directory whose size, as its profile estimates it, is above this becomes a trie of shards: 256 KiB.
 const SHARD_THRESHOLD: usize = 256 << 10;
+/// Most links of a file's node: with the longest numbers each takes 64 bytes of the block, half of what one holds.
+const MAX_FILE_LINKS: usize = 16_384;
+/// Most entries that a limit on a directory in one block may name; the size decides long before.
+const MAX_DIRECTORY_LINKS: usize = 1 << 20;
+/// Longest block that can lie in its own CID, in bytes. Kubo reads up to 128, older programs fewer.
+const MAX_INLINE: usize = hash::MAX_DIGEST;
 
 /// How a directory's size is estimated before it is compared with the threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,39 +27,104 @@ enum DirectorySize {
     Links,
 }
 
-/// A named set of the parameters that a CID depends on. Source: IPIP-499.
+/// How the leaves of a file are tied together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Every leaf at the same depth: reading anywhere costs the same.
+    Balanced,
+    /// First leaves near the root, deeper and deeper subtrees after them: made for reading from the start.
+    Trickle,
+}
+
+/// The parameters that a CID depends on: a named set (source: IPIP-499), or one with [`Overrides`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Profile {
     name: &'static str,
-    chunk: usize,
+    chunker: Chunker,
+    layout: Layout,
     links_per_node: usize,
     raw_leaves: bool,
     cid_v0: bool,
+    /// Blocks of up to this many bytes lie in their own CIDs; `None`: no block does.
+    inline: Option<usize>,
     directory_size: DirectorySize,
+    /// Entries above which a directory is sharded whatever its size.
+    directory_links: Option<usize>,
+    /// Buckets of a shard.
+    fanout: u32,
+}
+
+/// What is asked for in place of a profile's own values; `None` keeps them. The names are those of Kubo's options.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// How files are cut.
+    pub chunker: Option<Chunker>,
+    /// How leaves are tied together.
+    pub layout: Option<Layout>,
+    /// 0 or 1. Without a word on leaves, 1 makes them raw and 0 dag-pb.
+    pub cid_version: Option<u8>,
+    /// Whether leaf blocks are the content itself.
+    pub raw_leaves: Option<bool>,
+    /// Blocks of up to so many bytes go into their CIDs.
+    pub inline: Option<usize>,
+    /// Most links of a file's node.
+    pub max_file_links: Option<usize>,
+    /// Most entries of a directory in one block.
+    pub max_directory_links: Option<usize>,
+    /// Buckets of a shard of a large directory.
+    pub max_hamt_fanout: Option<u32>,
+    /// Modes or times are recorded, which only dag-pb has room for: leaves are not raw unless that is asked for.
+    pub metadata: bool,
+}
+
+/// Why parameters cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProfileError {
+    /// No such CID version.
+    #[error("there is no CID version {0}; there are 0 and 1")]
+    CidVersion(u8),
+    /// A number out of its range.
+    #[error("{what} of {value} cannot be; it must be {range}")]
+    Range {
+        /// Which number.
+        what: &'static str,
+        /// What was asked for.
+        value: usize,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// Raw leaves have no room for modes and times.
+    #[error("raw leaves cannot record modes or times of modification: leave one of the two out")]
+    RawMetadata,
 }
 
 impl Profile {
     /// `unixfs-v1-2025`, the default: CIDv1, 1 MiB raw leaves, 1024 links a node.
     pub const V1_2025: Profile = Profile {
         name: "unixfs-v1-2025",
-        chunk: 1 << 20,
+        chunker: Chunker::Size(1 << 20),
+        layout: Layout::Balanced,
         links_per_node: 1024,
         raw_leaves: true,
         cid_v0: false,
+        inline: None,
         directory_size: DirectorySize::Block,
+        directory_links: None,
+        fanout: hamt::FANOUT,
     };
 
     /// `unixfs-v0-2015`: CIDv0, 256 KiB leaves in dag-pb, 174 links a node, as Kubo up to 0.39.
     pub const V0_2015: Profile = Profile {
         name: "unixfs-v0-2015",
-        chunk: 256 << 10,
+        chunker: Chunker::Size(256 << 10),
         links_per_node: 174,
         raw_leaves: false,
         cid_v0: true,
         directory_size: DirectorySize::Links,
+        ..Profile::V1_2025
     };
 
-    /// Every profile, the default first.
+    /// Every named profile, the default first.
     pub const ALL: [Profile; 2] = [Profile::V1_2025, Profile::V0_2015];
 
     /// The profile of that name.
@@ -60,23 +132,78 @@ impl Profile {
         Self::ALL.into_iter().find(|profile| profile.name == name)
     }
 
+    /// This profile with other values here and there.
+    pub fn with(mut self, overrides: &Overrides) -> Result<Profile, ProfileError> {
+        if let Some(version) = overrides.cid_version {
+            if version > 1 {
+                return Err(ProfileError::CidVersion(version));
+            }
+            self.cid_v0 = version == 0;
+            self.raw_leaves = version == 1;
+        }
+        if overrides.metadata {
+            if overrides.raw_leaves == Some(true) {
+                return Err(ProfileError::RawMetadata);
+            }
+            self.raw_leaves = false;
+        }
+        self.raw_leaves = overrides.raw_leaves.unwrap_or(self.raw_leaves);
+        self.chunker = overrides.chunker.unwrap_or(self.chunker);
+        self.layout = overrides.layout.unwrap_or(self.layout);
+        if let Some(limit) = overrides.inline {
+            self.inline = Some(within("an inline limit", limit, 0..=MAX_INLINE, "at most 64 bytes")?);
+        }
+        if let Some(links) = overrides.max_file_links {
+            self.links_per_node =
+                within("a number of links in a file's node", links, 2..=MAX_FILE_LINKS, "from 2 to 16384")?;
+        }
+        if let Some(links) = overrides.max_directory_links {
+            let range = 1..=MAX_DIRECTORY_LINKS;
+            self.directory_links =
+                Some(within("a number of entries in a directory", links, range, "from 1 to 1048576")?);
+        }
+        if let Some(fanout) = overrides.max_hamt_fanout {
+            if !hamt::fanout_is_valid(fanout) {
+                let range = "a power of two from 8 to 1024";
+                return Err(ProfileError::Range { what: "a fanout", value: fanout as usize, range });
+            }
+            self.fanout = fanout;
+        }
+        Ok(self)
+    }
+
+    /// This profile with another chunker.
+    pub fn with_chunker(self, chunker: Chunker) -> Profile {
+        Profile { chunker, ..self }
+    }
+
     /// A profile of small numbers, so that tests reach deep DAGs with few bytes.
     #[cfg(test)]
     pub(crate) fn tiny(chunk: usize, links_per_node: usize, base: Profile) -> Profile {
-        Profile { name: "tiny", chunk, links_per_node, ..base }
+        Profile { name: "tiny", chunker: Chunker::Size(chunk as u32), links_per_node, ..base }
     }
 
-    /// Its name.
+    /// Its name; `custom` if anything differs from a named profile.
     pub fn name(&self) -> &'static str {
-        self.name
+        if Self::ALL.contains(self) { self.name } else { "custom" }
     }
 
-    /// Content bytes of a leaf; only a file's last leaf is shorter.
+    /// How files are cut.
+    pub fn chunker(&self) -> Chunker {
+        self.chunker
+    }
+
+    /// Content bytes of the longest leaf.
     pub fn chunk_size(&self) -> usize {
-        self.chunk
+        self.chunker.max()
     }
 
-    /// Links of a full file node.
+    /// How leaves are tied together.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Links of a full file node; in a trickle layout, its leaves.
     pub fn links_per_node(&self) -> usize {
         self.links_per_node
     }
@@ -86,12 +213,17 @@ impl Profile {
         self.raw_leaves
     }
 
+    /// Buckets of a shard of a large directory.
+    pub(super) fn fanout(&self) -> u32 {
+        self.fanout
+    }
+
     /// The leaf block of `content` and its CID. `content` may be at most [`chunk_size`](Self::chunk_size) bytes.
     pub fn leaf(&self, content: &Bytes) -> (Cid, Bytes) {
         let block = if self.raw_leaves {
             content.clone()
         } else {
-            let (head, tail) = leaf_wrapping(content.len());
+            let (head, tail) = self.leaf_wrapping(content.len());
             Bytes::from([&head[..], content, &tail[..]].concat())
         };
         (self.leaf_cid(&block), block)
@@ -99,18 +231,30 @@ impl Profile {
 
     /// The CID of a leaf block.
     pub(super) fn leaf_cid(&self, block: &[u8]) -> Cid {
-        if self.raw_leaves { hash::cid_v1(hash::RAW, block) } else { self.node_cid(block) }
+        if self.raw_leaves { self.v1(hash::RAW, block) } else { self.node_cid(block) }
     }
 
     /// The CID of a dag-pb block.
     pub(super) fn node_cid(&self, block: &[u8]) -> Cid {
-        if self.cid_v0 {
+        if self.cid_v0 && !self.inlines(block) {
             let hash =
                 Multihash::wrap(hash::SHA2_256, &hash::sha256(block)).expect("32 bytes fit a multihash");
             Cid::new_v0(hash).expect("sha2-256 of 32 bytes is what CIDv0 takes")
         } else {
-            hash::cid_v1(hash::DAG_PB, block)
+            self.v1(hash::DAG_PB, block)
         }
+    }
+
+    fn v1(&self, codec: u64, block: &[u8]) -> Cid {
+        if self.inlines(block) {
+            hash::cid_from_digest(codec, hash::IDENTITY, block)
+        } else {
+            hash::cid_v1(codec, block)
+        }
+    }
+
+    fn inlines(&self, block: &[u8]) -> bool {
+        self.inline.is_some_and(|limit| block.len() <= limit)
     }
 
     /// The block of a dag-pb node and its CID.
@@ -120,7 +264,10 @@ impl Profile {
     }
 
     /// Whether a directory of these entries is written as a trie of shards.
-    pub(super) fn shards(&self, entries: &[DirLink]) -> bool {
+    pub(super) fn shards(&self, entries: &[DirLink], metadata: &Metadata) -> bool {
+        if self.directory_links.is_some_and(|most| entries.len() > most) {
+            return true;
+        }
         let estimate: usize = match self.directory_size {
             DirectorySize::Links => {
                 entries.iter().map(|entry| entry.name.len() + entry.cid.encoded_len()).sum()
@@ -129,34 +276,50 @@ impl Profile {
                 let links = entries.iter();
                 let links =
                     links.map(|entry| dagpb::encoded_link_len(entry.name.len(), &entry.cid, entry.tsize));
-                let data = PbNode { links: Vec::new(), data: Some(Data::directory().to_bytes()) };
+                let data = Data::directory().with_metadata(metadata);
+                let data = PbNode { links: Vec::new(), data: Some(data.to_bytes()) };
                 data.encoded_len() + links.sum::<usize>()
             }
         };
         estimate > SHARD_THRESHOLD
     }
+
+    /// The bytes of a dag-pb leaf before and after its content, so that a chunk can be wrapped where it lies.
+    pub(super) fn leaf_wrapping(&self, len: usize) -> (Vec<u8>, Vec<u8>) {
+        // As Kubo has it: the leaves of a trickle layout are of the old kind.
+        let kind = match self.layout {
+            Layout::Balanced => DataType::File,
+            Layout::Trickle => DataType::Raw,
+        };
+        let size = len as u64;
+        let mut tail = vec![0x18];
+        dagpb::put_varint(&mut tail, size);
+        let mut inner = vec![0x08, kind as u8];
+        if len > 0 {
+            inner.push(0x12);
+            dagpb::put_varint(&mut inner, size);
+        }
+        let mut head = vec![0x0a];
+        dagpb::put_varint(&mut head, (inner.len() + len + tail.len()) as u64);
+        head.append(&mut inner);
+        (head, tail)
+    }
 }
 
-/// Most bytes that [`leaf_wrapping`] puts before the content: two keys, two lengths, the type.
+/// `value`, if it lies in its range.
+fn within(
+    what: &'static str,
+    value: usize,
+    allowed: std::ops::RangeInclusive<usize>,
+    range: &'static str,
+) -> Result<usize, ProfileError> {
+    if allowed.contains(&value) { Ok(value) } else { Err(ProfileError::Range { what, value, range }) }
+}
+
+/// Most bytes that [`Profile::leaf_wrapping`] puts before the content: two keys, two lengths, the type.
 pub(super) const MAX_LEAF_HEAD: usize = 16;
 /// Most bytes that it puts after: a key and a length.
 pub(super) const MAX_LEAF_TAIL: usize = 8;
-
-/// The bytes of a dag-pb leaf before and after its content, so that a chunk can be wrapped where it lies.
-pub(super) fn leaf_wrapping(len: usize) -> (Vec<u8>, Vec<u8>) {
-    let size = len as u64;
-    let mut tail = vec![0x18];
-    dagpb::put_varint(&mut tail, size);
-    let mut inner = vec![0x08, DataType::File as u8];
-    if len > 0 {
-        inner.push(0x12);
-        dagpb::put_varint(&mut inner, size);
-    }
-    let mut head = vec![0x0a];
-    dagpb::put_varint(&mut head, (inner.len() + len + tail.len()) as u64);
-    head.append(&mut inner);
-    (head, tail)
-}
 
 #[cfg(test)]
 mod tests {
@@ -174,7 +337,7 @@ mod tests {
             };
             let (cid, block) = Profile::V0_2015.leaf(&content);
             assert_eq!(Profile::V0_2015.node(vec![], &data), (cid, block), "{len}");
-            let (head, tail) = leaf_wrapping(len);
+            let (head, tail) = Profile::V0_2015.leaf_wrapping(len);
             assert!(head.len() <= MAX_LEAF_HEAD && tail.len() <= MAX_LEAF_TAIL);
         }
     }

@@ -1,14 +1,17 @@
-//! Published CIDs, and what goes wrong.
+//! Published CIDs, those that Kubo's own packages made, and what goes wrong.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 
 use super::*;
 use crate::hash;
-use crate::testing::MemoryBlocks;
+use crate::read::FileReader;
+use crate::testing::{MemoryBlocks, Noise};
+use proptest::prelude::*;
+use serde::Deserialize;
 
 /// Keeps nothing.
 struct Discard;
@@ -307,7 +310,7 @@ fn observers_see_the_tree_in_order_and_builders_make_it_again() {
         let built = builder.finish(&mut Discard).unwrap();
         assert_eq!((built.root, built.size, built.dag_size), (made.root, made.size, made.dag_size));
 
-        let all = ImportOptions { hidden: true, ..options };
+        let all = ImportOptions { hidden: true, ..options.clone() };
         let hidden = import_path(root, &profile, &all, &mut Discard, &mut |_| {}).unwrap();
         assert_ne!(hidden.root, made.root);
         assert_eq!(hidden.size, 700_002);
@@ -390,5 +393,151 @@ fn builders_refuse_paths_that_are_none() {
         [&["a"][..], &["a", "b"], &["a", "b", "c"], &[""], &["a", ".."], &["x/y"], &["x\0"], &[], &deep]
     {
         assert!(matches!(builder.add(path, &file), Err(ImportError::Path { .. })), "{path:?}");
+    }
+}
+
+/// A file that Kubo's packages (boxo v0.43.0) made: options that differ from the default profile's, and the CID.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+struct Vector {
+    size: u64,
+    seed: u64,
+    chunker: String,
+    trickle: bool,
+    cid_version: Option<u8>,
+    raw_leaves: Option<bool>,
+    inline: Option<usize>,
+    max_file_links: Option<usize>,
+    mode: Option<u32>,
+    mtime: Option<i64>,
+    mtime_nsecs: u32,
+    cid: String,
+    dag_size: u64,
+}
+
+impl Default for Vector {
+    fn default() -> Vector {
+        Vector {
+            size: 0,
+            seed: 0,
+            chunker: "size-1048576".into(),
+            trickle: false,
+            cid_version: None,
+            raw_leaves: None,
+            inline: None,
+            max_file_links: None,
+            mode: None,
+            mtime: None,
+            mtime_nsecs: 0,
+            cid: String::new(),
+            dag_size: 0,
+        }
+    }
+}
+
+#[test]
+fn files_are_those_of_kubo() {
+    let vectors: Vec<Vector> = serde_json::from_str(include_str!("kubo.json")).unwrap();
+    assert!(vectors.len() > 80);
+    for vector in vectors {
+        let metadata = Metadata::new(vector.mode, vector.mtime.map(|seconds| (seconds, vector.mtime_nsecs)));
+        let overrides = Overrides {
+            chunker: Some(vector.chunker.parse().unwrap()),
+            layout: vector.trickle.then_some(Layout::Trickle),
+            cid_version: vector.cid_version,
+            raw_leaves: vector.raw_leaves,
+            inline: vector.inline,
+            max_file_links: vector.max_file_links,
+            metadata: !metadata.is_empty(),
+            ..Overrides::default()
+        };
+        let profile = Profile::V1_2025.with(&overrides).unwrap();
+        let mut blocks = MemoryBlocks::default();
+        let content = Noise::new(vector.seed).take(vector.size);
+        let made = import_stream(content, &profile, &metadata, &mut blocks, &mut |_| {}, &mut ()).unwrap();
+        assert_eq!(
+            (made.root.to_string(), made.dag_size),
+            (vector.cid.clone(), vector.dag_size),
+            "{vector:?}"
+        );
+        let (mut expected, mut read) = (Vec::new(), Vec::new());
+        Noise::new(vector.seed).take(vector.size).read_to_end(&mut expected).unwrap();
+        FileReader::open(&blocks, &made.root).unwrap().read_to_end(&mut read).unwrap();
+        assert!(read == expected, "{vector:?} reads back otherwise");
+    }
+}
+
+#[test]
+fn overrides_that_cannot_be_are_refused() {
+    let refused = |overrides| Profile::V1_2025.with(&overrides).unwrap_err().to_string();
+    let none = Overrides::default();
+    assert!(refused(Overrides { cid_version: Some(2), ..none }).contains("CID version 2"));
+    assert!(refused(Overrides { inline: Some(65), ..none }).contains("at most 64"));
+    assert!(refused(Overrides { max_file_links: Some(1), ..none }).contains("from 2"));
+    assert!(refused(Overrides { max_file_links: Some(16_385), ..none }).contains("16384"));
+    assert!(refused(Overrides { max_hamt_fanout: Some(12), ..none }).contains("power of two"));
+    assert!(refused(Overrides { max_directory_links: Some(0), ..none }).contains("from 1"));
+    let both = Overrides { raw_leaves: Some(true), metadata: true, ..none };
+    assert_eq!(Profile::V1_2025.with(&both), Err(ProfileError::RawMetadata));
+    assert_eq!(Profile::V1_2025.with(&none), Ok(Profile::V1_2025));
+    assert_eq!(Profile::V1_2025.with(&Overrides { cid_version: Some(0), ..none }).unwrap().name(), "custom");
+}
+
+fn any_profile() -> impl Strategy<Value = Profile> {
+    let chunker = prop_oneof![
+        (1u32..300).prop_map(Chunker::Size),
+        (16u32..40, 1u32..60, 1u32..90).prop_map(|(min, to_average, to_max)| {
+            let average = min + to_average;
+            Chunker::Rabin(Bounds { min, average, max: average + to_max })
+        }),
+        Just("fastcdc-64-256-1024".parse().unwrap()),
+        Just(Chunker::Buzhash),
+    ];
+    let layout = prop_oneof![Just(Layout::Balanced), Just(Layout::Trickle)];
+    (chunker, layout, 0u8..2, any::<bool>(), prop::option::of(0usize..=64), 2usize..9).prop_map(
+        |(chunker, layout, version, raw, inline, links)| {
+            let overrides = Overrides {
+                chunker: Some(chunker),
+                layout: Some(layout),
+                cid_version: Some(version),
+                raw_leaves: Some(raw),
+                inline,
+                max_file_links: Some(links),
+                ..Overrides::default()
+            };
+            Profile::V1_2025.with(&overrides).unwrap()
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Whatever the parameters, a file reads back as the bytes it was, from any position.
+    #[test]
+    fn any_layout_reads_back(
+        profile in any_profile(),
+        seed: u64,
+        size in 0u64..30_000,
+        reads in prop::collection::vec((0u64..31_000, 0usize..3000), 1..20),
+    ) {
+        let mut content = Vec::new();
+        Noise::new(seed).take(size).read_to_end(&mut content).unwrap();
+        let mut blocks = MemoryBlocks::default();
+        let made = import_reader(&content[..], &profile, &mut blocks, &mut |_| {}).unwrap();
+        prop_assert_eq!(made.size, size);
+        let mut reader = FileReader::open(&blocks, &made.root).unwrap();
+        prop_assert_eq!(reader.size(), size);
+        for (at, len) in reads {
+            reader.seek(io::SeekFrom::Start(at)).unwrap();
+            let mut read = Vec::new();
+            Read::by_ref(&mut reader).take(len as u64).read_to_end(&mut read).unwrap();
+            let from = (at as usize).min(content.len());
+            prop_assert_eq!(&read[..], &content[from..(from + len).min(content.len())]);
+        }
+        let stat = crate::read::stat(&blocks, &made.root).unwrap();
+        prop_assert_eq!((stat.size, stat.dag_size), (size, made.dag_size));
+        let walked: Result<Vec<_>, _> = crate::read::walk(&blocks, &made.root).collect();
+        prop_assert!(walked.is_ok());
     }
 }

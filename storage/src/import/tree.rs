@@ -1,5 +1,6 @@
 //! The walk over a tree of the file system.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -11,9 +12,10 @@ use bytes::Bytes;
 use cid::Cid;
 use rustix::fs::OFlags;
 
+use super::builder::WholeFile;
 use super::directory::put_directory;
 use super::pipeline::{Failure, Pipeline};
-use super::{Counting, FileBuilder, ImportError, ImportOptions, Imported, Leaf, Observer, Profile};
+use super::{Counting, ImportError, ImportOptions, Imported, Leaf, Observer, Profile};
 use crate::BlockSink;
 use crate::unixfs::{Data, DirLink};
 
@@ -36,46 +38,86 @@ struct Frame {
     names: std::vec::IntoIter<String>,
     /// Entries done.
     links: Vec<DirLink>,
+    metadata: crate::unixfs::Metadata,
+    /// Device and inode, to know a directory again that is below itself.
+    place: (u64, u64),
 }
 
 impl Importer<'_, '_, '_, '_> {
     pub(super) fn import(mut self, path: &Path) -> Result<Imported, ImportError> {
-        let read = |source| ImportError::Read { path: path.to_owned(), source };
-        let metadata = if self.options.follow_root { fs::metadata(path) } else { fs::symlink_metadata(path) };
-        let metadata = metadata.map_err(read)?;
-        let (root, dag_size) = if metadata.is_dir() {
-            self.directory(path)?
-        } else if self.options.follow_root {
-            self.entry(&fs::canonicalize(path).map_err(read)?, &metadata, &[])?
-        } else {
-            self.entry(path, &metadata, &[])?
-        };
+        let (root, dag_size) = self.given(path, &mut Vec::new())?;
         Ok(Imported { root, size: self.done, dag_size, blocks: self.sink.blocks })
     }
 
+    /// Everything given in one directory.
+    pub(super) fn import_wrapped(mut self, paths: &[PathBuf]) -> Result<Imported, ImportError> {
+        let mut links: BTreeMap<String, DirLink> = BTreeMap::new();
+        for path in paths {
+            let name = last_component(path)?;
+            if links.contains_key(&name) {
+                let problem = "another of the given paths ends in the same name";
+                return Err(ImportError::Path { path: path.display().to_string(), problem });
+            }
+            let (cid, tsize) = self.given(path, &mut vec![name.clone()])?;
+            links.insert(name.clone(), DirLink { name, cid, tsize });
+        }
+        let metadata = self.options.given();
+        let (root, dag_size) =
+            put_directory(self.profile, links.into_values().collect(), &metadata, self.sink)?;
+        self.observer.directory(&[], &root);
+        Ok(Imported { root, size: self.done, dag_size, blocks: self.sink.blocks })
+    }
+
+    /// A path that was asked for; `names` is what it is shown under.
+    fn given(&mut self, path: &Path, names: &mut Vec<String>) -> Result<(Cid, u64), ImportError> {
+        let read = |source| ImportError::Read { path: path.to_owned(), source };
+        let follow = self.options.follow_root || self.options.follow_links;
+        let metadata = if follow { fs::metadata(path) } else { fs::symlink_metadata(path) };
+        let metadata = metadata.map_err(read)?;
+        if metadata.is_dir() {
+            self.directory(path, &metadata, names)
+        } else if follow {
+            self.entry(&fs::canonicalize(path).map_err(read)?, &metadata, names)
+        } else {
+            self.entry(path, &metadata, names)
+        }
+    }
+
     /// A directory and all below it, depth first, without recursion: trees may be deep.
-    fn directory(&mut self, path: &Path) -> Result<(Cid, u64), ImportError> {
-        let mut names: Vec<String> = Vec::new();
-        let mut stack = vec![self.open_directory(path.to_owned())?];
+    fn directory(
+        &mut self,
+        path: &Path,
+        metadata: &Metadata,
+        names: &mut Vec<String>,
+    ) -> Result<(Cid, u64), ImportError> {
+        let given = names.len();
+        let mut stack = vec![self.open_directory(path.to_owned(), metadata, &[])?];
         loop {
             let frame = stack.last_mut().expect("the loop returns with its last directory");
             if let Some(name) = frame.names.next() {
                 let path = frame.path.join(&name);
-                let metadata = fs::symlink_metadata(&path)
-                    .map_err(|source| ImportError::Read { path: path.clone(), source })?;
+                let metadata = self.options.look_at(&path)?;
                 names.push(name);
                 if metadata.is_dir() {
-                    stack.push(self.open_directory(path)?);
+                    let next = self.open_directory(path, &metadata, &names[given..])?;
+                    if stack.iter().any(|above| above.place == next.place) {
+                        return Err(ImportError::Loop { path: next.path });
+                    }
+                    if next.names.len() == 0 && self.options.skip_empty_directories {
+                        names.pop();
+                    } else {
+                        stack.push(next);
+                    }
                     continue;
                 }
-                let (cid, tsize) = self.entry(&path, &metadata, &names)?;
+                let (cid, tsize) = self.entry(&path, &metadata, names)?;
                 let name = names.pop().expect("pushed above");
                 frame.links.push(DirLink { name, cid, tsize });
                 continue;
             }
             let done = stack.pop().expect("looked at above");
-            let (cid, tsize) = put_directory(self.profile, done.links, self.sink)?;
-            self.observer.directory(&names, &cid);
+            let (cid, tsize) = put_directory(self.profile, done.links, &done.metadata, self.sink)?;
+            self.observer.directory(names, &cid);
             match stack.last_mut() {
                 Some(parent) => {
                     let name = names.pop().expect("every directory but the top has a name");
@@ -86,18 +128,19 @@ impl Importer<'_, '_, '_, '_> {
         }
     }
 
-    fn open_directory(&self, path: PathBuf) -> Result<Frame, ImportError> {
-        let read = |source| ImportError::Read { path: path.clone(), source };
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&path).map_err(read)? {
-            let name: OsString = entry.map_err(read)?.file_name();
-            let name = name.into_string().map_err(|name| ImportError::NotUtf8 { path: path.join(name) })?;
-            if self.options.hidden || !name.starts_with('.') {
-                names.push(name);
-            }
-        }
-        names.sort_unstable();
-        Ok(Frame { path, names: names.into_iter(), links: Vec::new() })
+    fn open_directory(
+        &self,
+        path: PathBuf,
+        metadata: &Metadata,
+        below: &[String],
+    ) -> Result<Frame, ImportError> {
+        Ok(Frame {
+            names: list(&path, self.options, below)?.into_iter(),
+            path,
+            links: Vec::new(),
+            metadata: self.options.metadata(metadata),
+            place: (metadata.dev(), metadata.ino()),
+        })
     }
 
     /// A file or symlink: its root and cumulative size.
@@ -108,7 +151,7 @@ impl Importer<'_, '_, '_, '_> {
         names: &[String],
     ) -> Result<(Cid, u64), ImportError> {
         if metadata.is_symlink() {
-            return self.symlink(path, names);
+            return self.symlink(path, metadata, names);
         }
         if !metadata.is_file() {
             return Err(ImportError::Kind { path: path.to_owned() });
@@ -117,11 +160,17 @@ impl Importer<'_, '_, '_, '_> {
         Ok((file.root, file.dag_size))
     }
 
-    fn symlink(&mut self, path: &Path, names: &[String]) -> Result<(Cid, u64), ImportError> {
+    fn symlink(
+        &mut self,
+        path: &Path,
+        metadata: &Metadata,
+        names: &[String],
+    ) -> Result<(Cid, u64), ImportError> {
         let target =
             fs::read_link(path).map_err(|source| ImportError::Read { path: path.to_owned(), source })?;
         let target = Bytes::from(target.into_os_string().into_vec());
-        let (cid, block) = self.profile.node(Vec::new(), &Data::symlink(target.clone()));
+        let data = Data::symlink(target.clone()).with_metadata(&self.options.metadata(metadata));
+        let (cid, block) = self.profile.node(Vec::new(), &data);
         let tsize = block.len() as u64;
         self.sink.put(&cid, block)?;
         self.observer.symlink(names, &target, &cid);
@@ -130,25 +179,24 @@ impl Importer<'_, '_, '_, '_> {
 
     fn file(&mut self, path: &Path, names: &[String]) -> Result<Imported, ImportError> {
         let read = |source: io::Error| ImportError::Read { path: path.to_owned(), source };
-        let (mut file, before) = open_file(path)?;
+        let (mut file, before) = open_file(path, self.options.follow_links)?;
         let size = before.len();
         self.observer.file_start(names, Some(size));
-        let mut builder = FileBuilder::new(self.profile);
+        let mut whole = WholeFile::new(self.profile, self.options.metadata(&before));
         let blocks = self.sink.blocks;
         let (sink, observer, progress) = (&mut *self.sink, &mut *self.observer, &mut *self.progress);
         let done = self.done;
         let mut each = |leaf: Leaf, block: Bytes| {
-            sink.put(&leaf.cid, block)?;
+            whole.leaf(&leaf, block, sink)?;
             observer.leaf(&leaf);
-            let len = leaf.content.len() as u64;
-            progress(done + leaf.offset + len);
-            builder.push(leaf.cid, len, leaf.block_len, sink)
+            progress(done + leaf.offset + leaf.content.len() as u64);
+            Ok(())
         };
         self.pipeline.run(&mut file, Some(size), &mut each).map_err(|failure| match failure {
             Failure::Read(source) => read(source),
             Failure::Import(error) => error,
         })?;
-        let mut imported = builder.finish(self.sink)?;
+        let mut imported = whole.finish(self.sink)?;
         let after = file.metadata().map_err(read)?;
         if imported.size != size || state(&before) != state(&after) {
             return Err(ImportError::Changed { path: path.to_owned() });
@@ -160,11 +208,98 @@ impl Importer<'_, '_, '_, '_> {
     }
 }
 
+impl ImportOptions {
+    /// What is at `path`, as the tree is to be seen.
+    fn look_at(&self, path: &Path) -> Result<Metadata, ImportError> {
+        let found = if self.follow_links { fs::metadata(path) } else { fs::symlink_metadata(path) };
+        found.map_err(|source| ImportError::Read { path: path.to_owned(), source })
+    }
+}
+
+/// Names in a directory that are taken, sorted. `below` are the components that lead to it from the path given.
+fn list(path: &Path, options: &ImportOptions, below: &[String]) -> Result<Vec<String>, ImportError> {
+    let read = |source| ImportError::Read { path: path.to_owned(), source };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path).map_err(read)? {
+        let entry = entry.map_err(read)?;
+        let name: OsString = entry.file_name();
+        let name = name.into_string().map_err(|name| ImportError::NotUtf8 { path: path.join(name) })?;
+        // Whether it is a directory matters to rules alone, and what cannot be looked at is told when it is opened.
+        let is_dir = || options.look_at(&entry.path()).is_ok_and(|metadata| metadata.is_dir());
+        if options.takes(below, &name, is_dir) {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// What an import of a path would take in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Survey {
+    /// Regular files.
+    pub files: u64,
+    /// Their content bytes.
+    pub bytes: u64,
+}
+
+/// An entry that a survey has still to look at.
+struct Surveyed {
+    path: PathBuf,
+    /// Its components below the path given.
+    below: Vec<String>,
+    /// The directories it is in, by device and inode.
+    above: Vec<(u64, u64)>,
+}
+
+/// Counts what [`import_path`](super::import_path) would take in, without reading any of it.
+pub fn survey(path: &Path, options: &ImportOptions) -> Result<Survey, ImportError> {
+    let read = |source| ImportError::Read { path: path.to_owned(), source };
+    let start = if options.follow_root { fs::canonicalize(path).map_err(read)? } else { path.to_owned() };
+    let mut found = Survey::default();
+    let mut todo = vec![Surveyed { path: start, below: Vec::new(), above: Vec::new() }];
+    while let Some(Surveyed { path, below, mut above }) = todo.pop() {
+        let metadata = options.look_at(&path)?;
+        if metadata.is_dir() {
+            let place = (metadata.dev(), metadata.ino());
+            if above.contains(&place) {
+                return Err(ImportError::Loop { path });
+            }
+            above.push(place);
+            for name in list(&path, options, &below)? {
+                let path = path.join(&name);
+                let below = [&below[..], &[name]].concat();
+                todo.push(Surveyed { path, below, above: above.clone() });
+            }
+        } else if metadata.is_file() {
+            found.files += 1;
+            found.bytes = found.bytes.saturating_add(metadata.len());
+        }
+    }
+    Ok(found)
+}
+
+/// The name that a path ends in, for what is known by it.
+fn last_component(path: &Path) -> Result<String, ImportError> {
+    let read = |source| ImportError::Read { path: path.to_owned(), source };
+    let named = match path.file_name() {
+        Some(_) => path.to_owned(),
+        None => fs::canonicalize(path).map_err(read)?,
+    };
+    let name = named.file_name().unwrap_or_default().to_owned();
+    let name = name.into_string().map_err(|_| ImportError::NotUtf8 { path: path.to_owned() })?;
+    if name.is_empty() {
+        let problem = "it has no name to be known by in a directory";
+        return Err(ImportError::Path { path: path.display().to_string(), problem });
+    }
+    Ok(name)
+}
+
 /// Opens a regular file, and nothing that took its place since it was listed.
-fn open_file(path: &Path) -> Result<(File, Metadata), ImportError> {
+fn open_file(path: &Path, follow: bool) -> Result<(File, Metadata), ImportError> {
     let read = |source: io::Error| ImportError::Read { path: path.to_owned(), source };
-    // Not through a symlink, and without waiting for the other end of a pipe.
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+    // Not through a symlink unless links are followed, and without waiting for the other end of a pipe.
+    let flags = if follow { OFlags::NONBLOCK } else { OFlags::NOFOLLOW | OFlags::NONBLOCK }.bits();
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(flags.cast_signed());
     let file = options.open(path).map_err(read)?;

@@ -11,19 +11,17 @@ use bytes::Bytes;
 use cid::Cid;
 
 use super::murmur::murmur3_x64_64;
-use super::{Data, DataType, DirLink, UnixFsError};
+use super::{Data, DataType, DirLink, Metadata, UnixFsError};
 use crate::dagpb::{PbLink, PbNode};
 
-/// Buckets of a shard that is written here; both profiles use 256, one byte of the hash a level.
-const FANOUT: u64 = 256;
-/// Levels that the 64-bit hash allows at that fanout.
-const MAX_LEVELS: u32 = 8;
+/// Buckets of a shard unless something else is asked for: one byte of the hash a level.
+pub const FANOUT: u32 = 256;
 /// Multihash code of murmur3-x64-64, the only hash function of shards.
 const MURMUR3_X64_64: u64 = 0x22;
 /// Most buckets a foreign shard may have, by the specification.
-const MAX_FANOUT: u64 = 1024;
+const MAX_FANOUT: u32 = 1024;
 /// Fewest buckets a foreign shard may have: the bit field is whole bytes.
-const MIN_FANOUT: u64 = 8;
+const MIN_FANOUT: u32 = 8;
 
 /// What an entry's name hashes to.
 pub fn name_hash(name: &str) -> u64 {
@@ -42,59 +40,89 @@ pub struct Collision {
     pub second: String,
 }
 
-/// Writes the shards of a directory and returns the top one with its cumulative size.
+/// Whether a shard may have so many buckets: a power of two, whole bytes of bit field, the specification's cap.
+pub fn fanout_is_valid(fanout: u32) -> bool {
+    fanout.is_power_of_two() && (MIN_FANOUT..=MAX_FANOUT).contains(&fanout)
+}
+
+/// Hex digits that name a bucket.
+fn prefix_width(fanout: u32) -> usize {
+    ((fanout - 1).ilog2() / 4 + 1) as usize
+}
+
+/// The block of a shard over `links`, whose buckets are `buckets`. Only the top shard has metadata.
+fn shard_block(fanout: u32, buckets: &[u32], links: Vec<PbLink>, metadata: &Metadata) -> Bytes {
+    // The bit field is one big-endian number without leading zero bytes.
+    let mut bits = vec![0u8; fanout as usize / 8];
+    let last = bits.len() - 1;
+    for bucket in buckets {
+        bits[last - (*bucket / 8) as usize] |= 1 << (*bucket % 8);
+    }
+    let first = bits.iter().position(|byte| *byte != 0).unwrap_or(last);
+    let data = Data {
+        kind: Some(DataType::HamtShard as i32),
+        data: Some(Bytes::from(bits).slice(first..)),
+        hash_type: Some(MURMUR3_X64_64),
+        fanout: Some(u64::from(fanout)),
+        ..Data::default()
+    };
+    let data = data.with_metadata(metadata);
+    PbNode { links, data: Some(data.to_bytes()) }.encode()
+}
+
+/// Writes the shards of a directory, of `fanout` buckets each, and returns the top one with its cumulative size.
 ///
 /// `put` stores a block and answers its CID. Names must be distinct.
+///
+/// # Panics
+/// If the fanout is none that [`fanout_is_valid`] allows.
 pub fn build<E: From<Collision>>(
+    fanout: u32,
     entries: &[DirLink],
+    metadata: &Metadata,
     put: &mut dyn FnMut(Bytes) -> Result<Cid, E>,
 ) -> Result<(Cid, u64), E> {
+    assert!(fanout_is_valid(fanout), "a fanout of {fanout}");
     let mut sorted: Vec<(u64, &DirLink)> =
         entries.iter().map(|entry| (name_hash(&entry.name), entry)).collect();
     sorted.sort_unstable_by_key(|(hash, _)| *hash);
-    build_level(&sorted, 0, put)
+    build_level(fanout, &sorted, 0, metadata, put)
 }
 
-/// One shard over entries that share the first `level` bytes of their hash. Recursion ends at [`MAX_LEVELS`].
+/// One shard over entries that share the first `level` parts of their hash. Recursion ends with the hash.
 fn build_level<E: From<Collision>>(
+    fanout: u32,
     entries: &[(u64, &DirLink)],
     level: u32,
+    metadata: &Metadata,
     put: &mut dyn FnMut(Bytes) -> Result<Cid, E>,
 ) -> Result<(Cid, u64), E> {
-    if level == MAX_LEVELS {
+    let bits = fanout.trailing_zeros();
+    let Some(shift) = u64::BITS.checked_sub((level + 1) * bits) else {
         return Err(Collision { first: entries[0].1.name.clone(), second: entries[1].1.name.clone() }.into());
-    }
-    let bucket_of = |hash: u64| (hash >> (56 - 8 * level)) as u8;
-    let mut links = Vec::new();
-    let mut bits = [0u8; FANOUT as usize / 8];
+    };
+    let bucket_of = |hash: u64| (hash >> shift) as u32 & (fanout - 1);
+    let width = prefix_width(fanout);
+    let (mut buckets, mut links) = (Vec::new(), Vec::new());
     let mut below = 0u64;
     for group in entries.chunk_by(|a, b| bucket_of(a.0) == bucket_of(b.0)) {
         let bucket = bucket_of(group[0].0);
-        // The bit field is one big-endian number.
-        bits[31 - usize::from(bucket / 8)] |= 1 << (bucket % 8);
         let link = match group {
             [(_, entry)] => PbLink {
                 cid: entry.cid,
-                name: Some(format!("{bucket:02X}{}", entry.name)),
+                name: Some(format!("{bucket:0width$X}{}", entry.name)),
                 tsize: Some(entry.tsize),
             },
             several => {
-                let (cid, tsize) = build_level(several, level + 1, put)?;
-                PbLink { cid, name: Some(format!("{bucket:02X}")), tsize: Some(tsize) }
+                let (cid, tsize) = build_level(fanout, several, level + 1, &Metadata::default(), put)?;
+                PbLink { cid, name: Some(format!("{bucket:0width$X}")), tsize: Some(tsize) }
             }
         };
         below += link.tsize.unwrap_or(0);
+        buckets.push(bucket);
         links.push(link);
     }
-    let first = bits.iter().position(|byte| *byte != 0).unwrap_or(bits.len() - 1);
-    let data = Data {
-        kind: Some(DataType::HamtShard as i32),
-        data: Some(Bytes::copy_from_slice(&bits[first..])),
-        hash_type: Some(MURMUR3_X64_64),
-        fanout: Some(FANOUT),
-        ..Data::default()
-    };
-    let block = PbNode { links, data: Some(data.to_bytes()) }.encode();
+    let block = shard_block(fanout, &buckets, links, metadata);
     let size = below + block.len() as u64;
     Ok((put(block)?, size))
 }
@@ -123,11 +151,11 @@ impl Shard {
         if data.hash_type != Some(MURMUR3_X64_64) {
             return Err(UnixFsError::Malformed("a shard with a hash function other than murmur3-x64-64"));
         }
-        let fanout = data.fanout.unwrap_or(0);
-        if !fanout.is_power_of_two() || !(MIN_FANOUT..=MAX_FANOUT).contains(&fanout) {
+        let fanout = u32::try_from(data.fanout.unwrap_or(0)).unwrap_or(0);
+        if !fanout_is_valid(fanout) {
             return Err(UnixFsError::Malformed("a shard's fanout is no power of two from 8 to 1024"));
         }
-        let width = format!("{:X}", fanout - 1).len();
+        let width = prefix_width(fanout);
         let mut slots: Vec<(u32, Slot)> = Vec::with_capacity(links.len());
         for link in links {
             let name = link.name.unwrap_or_default();
@@ -137,7 +165,7 @@ impl Shard {
                 .ok_or(UnixFsError::Malformed("a shard's link does not start with its bucket"))?;
             let bucket = u32::from_str_radix(prefix, 16)
                 .ok()
-                .filter(|bucket| u64::from(*bucket) < fanout)
+                .filter(|bucket| *bucket < fanout)
                 .ok_or(UnixFsError::Malformed("a shard's link names a bucket it does not have"))?;
             let slot = match rest {
                 "" => Slot::Shard(link.cid),
@@ -198,7 +226,7 @@ mod tests {
     use crate::hash;
     use crate::unixfs::Node;
 
-    fn shards(names: &[String]) -> (Cid, BTreeMap<Cid, Bytes>) {
+    fn shards(fanout: u32, names: &[String]) -> (Cid, BTreeMap<Cid, Bytes>) {
         let entries: Vec<DirLink> = names
             .iter()
             .map(|name| DirLink {
@@ -208,7 +236,7 @@ mod tests {
             })
             .collect();
         let mut blocks = BTreeMap::new();
-        let (root, _) = build(&entries, &mut |block| {
+        let (root, _) = build(fanout, &entries, &Metadata::default(), &mut |block| {
             let cid = hash::cid_v1(hash::DAG_PB, &block);
             blocks.insert(cid, block);
             Ok::<_, Collision>(cid)
@@ -241,9 +269,10 @@ mod tests {
         fn a_trie_answers_as_a_map(
             names in prop::collection::btree_set("[a-zé]{1,8}", 1..400),
             strangers in prop::collection::vec("[a-zé]{1,8}", 20),
+            fanout in prop::sample::select(vec![8u32, 16, 256, 1024]),
         ) {
             let list: Vec<String> = names.iter().cloned().collect();
-            let (root, blocks) = shards(&list);
+            let (root, blocks) = shards(fanout, &list);
             for name in list.iter().chain(&strangers) {
                 let expected = names.contains(name).then(|| hash::cid_v1(hash::RAW, name.as_bytes()));
                 prop_assert_eq!(find(root, name, &blocks), expected);
@@ -255,8 +284,10 @@ mod tests {
     fn names_with_one_hash_are_refused() {
         let entry = DirLink { name: "a".into(), cid: hash::cid_v1(hash::RAW, b""), tsize: 0 };
         let twice = [entry.clone(), entry];
-        let result = build(&twice, &mut |block| Ok::<_, Collision>(hash::cid_v1(hash::DAG_PB, &block)));
-        assert!(result.is_err());
+        for fanout in [8, 256, 1024] {
+            let mut put = |block: Bytes| Ok::<_, Collision>(hash::cid_v1(hash::DAG_PB, &block));
+            assert!(build(fanout, &twice, &Metadata::default(), &mut put).is_err());
+        }
     }
 
     #[test]

@@ -73,7 +73,42 @@ pub struct UnixTime {
     pub nanoseconds: Option<u32>,
 }
 
+/// What a file system knows of an entry beside its content (UnixFS 1.5). Most nodes have none of it.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Metadata {
+    /// POSIX permission bits, setuid, setgid and sticky included; 0 is not recorded.
+    pub mode: Option<u32>,
+    /// Time of last modification.
+    pub mtime: Option<UnixTime>,
+}
+
+/// The bits of a mode that are recorded: permissions, setuid, setgid, sticky.
+pub const MODE_BITS: u32 = 0o7777;
+
+impl Metadata {
+    /// Whether there is nothing to record.
+    pub fn is_empty(&self) -> bool {
+        self.mode.is_none() && self.mtime.is_none()
+    }
+
+    /// The given parts; a mode of 0 and nanoseconds of 0 are left out, as Kubo leaves them out.
+    pub fn new(mode: Option<u32>, mtime: Option<(i64, u32)>) -> Metadata {
+        Metadata {
+            mode: mode.map(|mode| mode & MODE_BITS).filter(|mode| *mode != 0),
+            mtime: mtime.map(|(seconds, nanoseconds)| UnixTime {
+                seconds: Some(seconds),
+                nanoseconds: (nanoseconds > 0).then_some(nanoseconds),
+            }),
+        }
+    }
+}
+
 impl Data {
+    /// The same node with these modes and times.
+    pub fn with_metadata(self, metadata: &Metadata) -> Data {
+        Data { mode: metadata.mode, mtime: metadata.mtime, ..self }
+    }
+
     /// A directory in one block.
     pub fn directory() -> Data {
         Data { kind: Some(DataType::Directory as i32), ..Data::default() }

@@ -1,0 +1,228 @@
+//! `btfs add`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use axum::body::Body;
+use clap::Args;
+
+use super::Context;
+use super::client::Client;
+use crate::calls::add::{AddOptions, AddRequest, Added};
+use crate::config::ByteSize;
+
+#[derive(Debug, Args)]
+pub struct Add {
+    /// Files or directories; `-` is standard input.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    taken: Taken,
+    #[command(flatten)]
+    shape: Shape,
+    #[command(flatten)]
+    recorded: Recorded,
+    /// Put everything into one directory, each under its name.
+    #[arg(long, short)]
+    wrap_with_directory: bool,
+    /// The name of standard input in that directory.
+    #[arg(long, value_name = "NAME", requires = "wrap_with_directory")]
+    stdin_name: Option<String>,
+    /// Make and seed a torrent, hashed in the same pass.
+    #[arg(long)]
+    torrent: bool,
+    /// Only print the CID; store nothing.
+    #[arg(long, short = 'n', conflicts_with = "torrent")]
+    only_hash: bool,
+    /// Do not pin.
+    #[arg(long)]
+    no_pin: bool,
+    /// `--pin=false` does not pin, as `--no-pin`.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pin: Option<bool>,
+    /// The pin's name; default: the name of what is added.
+    #[arg(long, value_name = "NAME")]
+    pin_name: Option<String>,
+    /// Print the CID and nothing else.
+    #[arg(long, short = 'Q')]
+    quieter: bool,
+}
+
+/// What of a tree is taken in.
+#[derive(Debug, Args)]
+struct Taken {
+    /// Directories are always added with all below them; taken for the habit.
+    #[arg(long, short)]
+    recursive: bool,
+    /// Take hidden files of directories too.
+    #[arg(long, short = 'H')]
+    hidden: bool,
+    /// Leave entries out that match this rule, in the syntax of .gitignore; may be repeated.
+    #[arg(long, value_name = "RULE")]
+    ignore: Vec<String>,
+    /// A file of such rules.
+    #[arg(long, value_name = "FILE")]
+    ignore_rules_path: Option<PathBuf>,
+    /// Store what symlinks point to instead of the links.
+    #[arg(long)]
+    dereference_symlinks: bool,
+    /// `--empty-dirs=false` leaves empty directories out.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    empty_dirs: Option<bool>,
+}
+
+/// How files become blocks.
+#[derive(Debug, Args)]
+struct Shape {
+    /// How files become blocks: unixfs-v1-2025 (default) or unixfs-v0-2015; the options below deviate from it.
+    #[arg(long)]
+    profile: Option<String>,
+    /// Where files are cut: size-BYTES, rabin[-AVG|-MIN-AVG-MAX], buzhash or fastcdc[-AVG|-MIN-AVG-MAX].
+    #[arg(long, short = 's')]
+    chunker: Option<String>,
+    /// Tie leaves together for reading from the start, not for seeking.
+    #[arg(long, short)]
+    trickle: bool,
+    /// 0 or 1; 1 makes leaves raw and 0 does not, unless --raw-leaves says otherwise.
+    #[arg(long, value_name = "VERSION")]
+    cid_version: Option<u8>,
+    /// Whether leaf blocks are the content itself.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    raw_leaves: Option<bool>,
+    /// Put small blocks into their CIDs.
+    #[arg(long)]
+    inline: bool,
+    /// Bytes of the largest such block, at most 64.
+    #[arg(long, value_name = "BYTES", default_value_t = 32)]
+    inline_limit: usize,
+    /// Most links of a file's node.
+    #[arg(long, value_name = "N")]
+    max_file_links: Option<usize>,
+    /// Entries above which a directory is sharded whatever its size.
+    #[arg(long, value_name = "N")]
+    max_directory_links: Option<usize>,
+    /// Buckets of a shard of a large directory: a power of two from 8 to 1024.
+    #[arg(long, value_name = "N")]
+    max_hamt_fanout: Option<u32>,
+}
+
+/// What is recorded beside names and contents. Leaves are not raw then.
+#[derive(Debug, Args)]
+struct Recorded {
+    /// Record the permissions of files and directories.
+    #[arg(long)]
+    preserve_mode: bool,
+    /// Record times of modification.
+    #[arg(long)]
+    preserve_mtime: bool,
+    /// Permissions to record for everything, in octal.
+    #[arg(long, value_name = "OCTAL")]
+    mode: Option<String>,
+    /// Time of modification to record for everything: seconds since 1970.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    mtime: Option<i64>,
+    /// Nanoseconds to go with it.
+    #[arg(long, value_name = "NANOSECONDS", requires = "mtime")]
+    mtime_nsecs: Option<u32>,
+}
+
+impl Add {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let client = context.client().await?;
+        let outcome = self.all(context, &client).await;
+        client.close().await?;
+        outcome
+    }
+
+    async fn all(&self, context: &Context, client: &Client) -> anyhow::Result<()> {
+        if self.wrap_with_directory && !self.paths.iter().any(|path| is_stdin(path)) {
+            return self.show(context, &client.call(&self.request(&self.paths)?).await?);
+        }
+        for path in &self.paths {
+            let added = if is_stdin(path) {
+                self.stdin(client).await?
+            } else {
+                client.call(&self.request(std::slice::from_ref(path))?).await?
+            };
+            self.show(context, &added)?;
+        }
+        Ok(())
+    }
+
+    fn show(&self, context: &Context, added: &Added) -> anyhow::Result<()> {
+        context.show(added, |added| {
+            if self.quieter {
+                return added.cid.clone();
+            }
+            let magnet = added.magnet.as_ref().map(|magnet| format!("\n{magnet}")).unwrap_or_default();
+            format!("{}  {}  {}{magnet}", added.cid, ByteSize(added.size), added.name)
+        })
+    }
+
+    fn request(&self, paths: &[PathBuf]) -> anyhow::Result<AddRequest> {
+        let absolute = |path: &PathBuf| {
+            std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
+        };
+        let mut paths: Vec<PathBuf> = paths.iter().map(absolute).collect::<Result<_, _>>()?;
+        let with = paths.split_off(1);
+        let taken = &self.taken;
+        Ok(AddRequest {
+            path: paths.remove(0),
+            with,
+            hidden: taken.hidden,
+            ignore: taken.ignore.clone(),
+            ignore_rules_path: taken.ignore_rules_path.as_ref().map(absolute).transpose()?,
+            dereference_symlinks: taken.dereference_symlinks,
+            no_empty_dirs: taken.empty_dirs == Some(false),
+            preserve_mode: self.recorded.preserve_mode,
+            preserve_mtime: self.recorded.preserve_mtime,
+            torrent: self.torrent,
+            options: self.options(),
+        })
+    }
+
+    fn options(&self) -> AddOptions {
+        let (shape, recorded) = (&self.shape, &self.recorded);
+        AddOptions {
+            profile: shape.profile.clone(),
+            chunker: shape.chunker.clone(),
+            trickle: shape.trickle,
+            cid_version: shape.cid_version,
+            raw_leaves: shape.raw_leaves,
+            inline: shape.inline,
+            inline_limit: Some(shape.inline_limit),
+            max_file_links: shape.max_file_links,
+            max_directory_links: shape.max_directory_links,
+            max_hamt_fanout: shape.max_hamt_fanout,
+            mode: recorded.mode.clone(),
+            mtime: recorded.mtime,
+            mtime_nsecs: recorded.mtime_nsecs,
+            wrap_with_directory: self.wrap_with_directory,
+            only_hash: self.only_hash,
+            no_pin: self.no_pin || self.pin == Some(false),
+            pin_name: self.pin_name.clone(),
+        }
+    }
+
+    async fn stdin(&self, client: &Client) -> anyhow::Result<Added> {
+        if self.torrent {
+            bail!("standard input has no name, which a torrent needs: write it to a file first");
+        }
+        if self.recorded.preserve_mode || self.recorded.preserve_mtime {
+            bail!("standard input has no permissions or times; --mode and --mtime can give it some");
+        }
+        if self.wrap_with_directory && self.paths.len() > 1 {
+            bail!("standard input goes into a directory of its own; add it alone");
+        }
+        let mut query = self.options().to_query()?;
+        if let Some(name) = &self.stdin_name {
+            query.push_str(&format!("&stdin_name={}", super::files::query_value(name)));
+        }
+        let input = tokio_util::io::ReaderStream::with_capacity(tokio::io::stdin(), 256 << 10);
+        client.upload::<Added>(&format!("/api/v1/add-stream?{query}"), Body::from_stream(input)).await
+    }
+}
+
+fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
