@@ -39,6 +39,9 @@ pub enum LinksError {
     /// A DAG-CBOR block that does not decode.
     #[error("not a DAG-CBOR node: {0}")]
     DagCbor(String),
+    /// A DAG-JSON block that does not decode.
+    #[error("not a DAG-JSON node: {0}")]
+    DagJson(String),
     /// A codec whose links are not understood here, so that what it refers to cannot be kept or walked.
     #[error("codec {0:#x} is not understood here, so its links are unknown")]
     Codec(u64),
@@ -113,7 +116,7 @@ pub fn encoded_link_len(name_len: usize, cid: &Cid, tsize: u64) -> usize {
 
 /// The CIDs that a block refers to, in order, repetitions included.
 ///
-/// dag-pb and DAG-CBOR are looked into; raw blocks and torrent info dicts refer to nothing.
+/// dag-pb, DAG-CBOR and DAG-JSON are looked into; raw blocks and torrent info dicts refer to nothing.
 pub fn links(cid: &Cid, data: &[u8]) -> Result<Vec<Cid>, LinksError> {
     match cid.codec() {
         hash::RAW | hash::TORRENT_INFO => Ok(Vec::new()),
@@ -129,6 +132,7 @@ pub fn links(cid: &Cid, data: &[u8]) -> Result<Vec<Cid>, LinksError> {
             let links = DagCborCodec::links(data).map_err(|error| LinksError::DagCbor(error.to_string()))?;
             Ok(links.collect())
         }
+        hash::DAG_JSON => crate::ipld::json_links(data).map_err(LinksError::DagJson),
         codec => Err(LinksError::Codec(codec)),
     }
 }
@@ -373,8 +377,8 @@ mod tests {
 
     #[test]
     fn unknown_codecs_are_named() {
-        let cid = hash::cid_v1(0x0129, b"{}");
-        assert_eq!(links(&cid, b"{}"), Err(LinksError::Codec(0x0129)));
+        let cid = hash::cid_v1(0x78, b"tree");
+        assert_eq!(links(&cid, b"tree"), Err(LinksError::Codec(0x78)));
         assert_eq!(links(&hash::cid_v1(hash::TORRENT_INFO, b"de"), b"de"), Ok(vec![]));
     }
 

@@ -11,6 +11,8 @@ pub const RAW: u64 = 0x55;
 pub const DAG_PB: u64 = 0x70;
 /// Multicodec of DAG-CBOR nodes.
 pub const DAG_CBOR: u64 = 0x71;
+/// Multicodec of DAG-JSON nodes.
+pub const DAG_JSON: u64 = 0x0129;
 /// Multicodec of a BitTorrent info dict.
 pub const TORRENT_INFO: u64 = 0x7b;
 
@@ -50,6 +52,11 @@ pub enum HashError {
 /// The SHA2-256 digest of `data`.
 pub fn sha256(data: &[u8]) -> [u8; 32] {
     Sha256::digest(data).into()
+}
+
+/// The SHA2-512 digest of `data`.
+pub fn sha512(data: &[u8]) -> [u8; 64] {
+    Sha512::digest(data).into()
 }
 
 /// The CIDv1 of `data` under `codec`, by SHA2-256.

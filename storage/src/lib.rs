@@ -7,7 +7,8 @@
 //!   and pulls write through an [`Ingest`], a [`BlockSink`] that is acknowledged only once it is on disk.
 //! * [`db`] is the typed state database. Every crate of the workspace keeps its own tables in it, so that one
 //!   synced batch can move an agreement and its pins together.
-//! * [`import`], [`unixfs`], [`dagpb`] and [`read`] turn files into DAGs of blocks and back.
+//! * [`import`], [`unixfs`], [`dagpb`] and [`read`] turn files into DAGs of blocks and back; [`car`] carries DAGs from
+//!   one program to another, and [`ipld`] reads blocks as values of the IPLD data model.
 //! * [`erasure`], [`layout`], [`blocklist`] and [`proof`] cut a DAG into shards, add parity, rebuild what was
 //!   lost, and prove that a host still holds what it was given.
 //!
@@ -25,11 +26,13 @@ pub use cid::Cid;
 
 pub mod alias;
 pub mod blocklist;
+pub mod car;
 pub mod dagpb;
 pub mod db;
 pub mod erasure;
 pub mod hash;
 pub mod import;
+pub mod ipld;
 pub mod layout;
 pub mod proof;
 pub mod read;

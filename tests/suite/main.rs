@@ -5,6 +5,7 @@
 
 pub use btfs_tests::{node, peers};
 
+mod car;
 mod cids;
 mod crash;
 mod demo;

@@ -14,6 +14,7 @@ pub mod call;
 pub mod gateway;
 pub mod guard;
 pub mod metrics;
+pub mod query;
 pub mod v0;
 
 /// Largest JSON request. Content is streamed and not bound by it.

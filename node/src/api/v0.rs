@@ -6,14 +6,14 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Multipart, Query, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use btfs_storage::BlockSource;
 use futures::TryStreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+mod dag;
 
 use super::call::{ApiError, Progress};
 use crate::calls::add::AddOptions;
@@ -29,8 +29,6 @@ pub fn routes() -> Router<Arc<Node>> {
         .route("/api/v0/pin/add", post(pin_add))
         .route("/api/v0/pin/rm", post(pin_rm))
         .route("/api/v0/pin/ls", post(pin_ls))
-        .route("/api/v0/block/get", post(block_get))
-        .route("/api/v0/block/stat", post(block_stat))
         .route("/api/v0/repo/stat", post(repo_stat))
         .route("/api/v0/repo/gc", post(repo_gc))
         .route("/api/v0/swarm/peers", post(swarm_peers))
@@ -38,6 +36,7 @@ pub fn routes() -> Router<Arc<Node>> {
         .route("/api/v0/id", post(id))
         .route("/api/v0/version", post(version))
         .route("/api/v0/shutdown", post(shutdown))
+        .merge(dag::routes())
 }
 
 type Answer = Result<axum::Json<Value>, ApiError>;
@@ -121,19 +120,6 @@ async fn pin_ls(State(node): State<Arc<Node>>) -> Answer {
         .map(|pin| (pin.cid, json!({ "Type": pin.kind, "Name": pin.name.unwrap_or_default() })))
         .collect();
     Ok(axum::Json(json!({ "Keys": keys })))
-}
-
-async fn block_get(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Result<Response, ApiError> {
-    let cid = store::parse_cid(&arg.arg)?;
-    match node.store.run(move |store| store.get(&cid)).await? {
-        Some(block) => Ok(Body::from(block).into_response()),
-        None => Err(ApiError::not_found(format!("block {cid} is not in this store"))),
-    }
-}
-
-async fn block_stat(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
-    let stat = store::block_stat(&node, &arg.arg).await?;
-    Ok(axum::Json(json!({ "Key": stat.cid, "Size": stat.size })))
 }
 
 async fn repo_stat(State(node): State<Arc<Node>>) -> Answer {

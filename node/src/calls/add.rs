@@ -11,9 +11,10 @@ use btfs_storage::import::{
     self, Chunker, DirBuilder, IgnoreRules, ImportOptions, Imported, Layout, Overrides, Profile,
 };
 use btfs_storage::{BlockSink, Bytes, Cid, Class, Ingest, PinKind, Store, StoreError};
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
+use super::body::{self, Pieces};
 use super::files::{announce, own_pin};
 use crate::api::call::{Answered, ApiError, Progress, route};
 use crate::call;
@@ -407,12 +408,10 @@ where
     if options.wrap_with_directory && name.is_empty() {
         return Err(ApiError::bad("a stream needs a name (stdin-name) to be in a directory"));
     }
-    let (pieces, received) = tokio::sync::mpsc::channel(Pieces::WAITING);
     let store = node.store.clone();
     let work = {
         let (options, name) = (options.clone(), name.clone());
-        tokio::task::spawn_blocking(move || -> anyhow::Result<Imported> {
-            let reader = Pieces { received, current: Bytes::new(), ended: false };
+        move |reader: Pieces| -> anyhow::Result<Imported> {
             let mut target = Target::of(&store, options.only_hash)?;
             let metadata = given.given();
             let mut done =
@@ -425,58 +424,13 @@ where
             let pin = (!options.no_pin).then(|| options.pin_name.clone());
             target.finish(&store, done.root, pin, None)?;
             Ok(done)
-        })
-    };
-    let mut content = content;
-    while let Some(piece) = content.next().await {
-        // The reader is gone only when the import failed, and that is told below.
-        if pieces.send(Some(piece)).await.is_err() {
-            break;
         }
-    }
-    // Only this says that the body is whole; a channel that closes without it is a broken upload.
-    let _ = pieces.send(None).await;
-    drop(pieces);
-    let done = work.await??;
+    };
+    let done = body::blocking(content, work).await??;
     if !options.only_hash {
         announce(node, done.root).await;
     }
     Ok(added(done, name, None))
-}
-
-/// Pieces of a body as a blocking reader.
-struct Pieces {
-    received: tokio::sync::mpsc::Receiver<Option<std::io::Result<Bytes>>>,
-    current: Bytes,
-    ended: bool,
-}
-
-impl Pieces {
-    /// Pieces between the network and the import.
-    const WAITING: usize = 16;
-}
-
-impl std::io::Read for Pieces {
-    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        while self.current.is_empty() {
-            if self.ended {
-                return Ok(0);
-            }
-            match self.received.blocking_recv() {
-                Some(Some(piece)) => self.current = piece?,
-                Some(None) => self.ended = true,
-                None => {
-                    return Err(std::io::Error::new(
-                        std::io::ErrorKind::UnexpectedEof,
-                        "the upload broke off",
-                    ));
-                }
-            }
-        }
-        let length = into.len().min(self.current.len());
-        into[..length].copy_from_slice(&self.current.split_to(length));
-        Ok(length)
-    }
 }
 
 #[cfg(test)]

@@ -206,7 +206,7 @@ fn parse_reference(text: &str) -> Result<Reference, ApiError> {
     text.parse().map_err(ApiError::bad)
 }
 
-fn retrieve_error(error: RetrieveError) -> ApiError {
+pub(super) fn retrieve_error(error: RetrieveError) -> ApiError {
     match error {
         RetrieveError::NoSuchPath(_) => ApiError::not_found(error),
         RetrieveError::NotFound { .. } => {

@@ -10,11 +10,16 @@ use axum::Router;
 use crate::node::Node;
 
 pub mod add;
+pub mod block;
+mod body;
+pub mod car;
 pub mod channel;
+pub mod dag;
 pub mod files;
 pub mod ledger;
 pub mod market;
 pub mod network;
+pub mod refs;
 pub mod setup;
 pub mod store;
 pub mod torrent;
@@ -26,6 +31,10 @@ pub fn routes() -> Router<Arc<Node>> {
     let router = setup::routes(router);
     let router = add::routes(router);
     let router = files::routes(router);
+    let router = car::routes(router);
+    let router = block::routes(router);
+    let router = dag::routes(router);
+    let router = refs::routes(router);
     let router = network::routes(router);
     let router = wallet::routes(router);
     let router = ledger::routes(router);

@@ -1,12 +1,12 @@
-//! The local store: what it holds, its space, its collector, single blocks.
+//! The local store: what it holds, its space, its collector.
 
 use std::sync::Arc;
 
 use axum::Router;
-use btfs_storage::{BlockSource, Cid, Class};
+use btfs_storage::Class;
 use serde::{Deserialize, Serialize};
 
-use crate::api::call::{Answered, ApiError, route};
+use crate::api::call::{Answered, route};
 use crate::call;
 use crate::node::Node;
 
@@ -56,45 +56,9 @@ pub struct GcAnswer {
 
 call!(GcRequest => GcAnswer, "repo/gc");
 
-/// Asks for a block's size.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct BlockStatRequest {
-    /// Its CID.
-    pub cid: String,
-}
-
-/// A block's size.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BlockStat {
-    /// Its CID.
-    pub cid: String,
-    /// Its bytes.
-    pub size: u64,
-}
-
-call!(BlockStatRequest => BlockStat, "block/stat");
-
 pub(super) fn routes(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
     let router = route::<RepoStatRequest, _, _>(router, |node, _, _| async move { repo_stat(&node).await });
-    let router = route::<GcRequest, _, _>(router, |node, _, _| async move { gc(&node).await });
-    route::<BlockStatRequest, _, _>(router, |node, request, _| async move {
-        block_stat(&node, &request.cid).await
-    })
-}
-
-/// Parses a CID of a request.
-pub fn parse_cid(text: &str) -> Result<Cid, ApiError> {
-    text.parse().map_err(|error| ApiError::bad(format!("`{text}` is not a valid CID: {error}")))
-}
-
-/// A block's size, if it is here.
-pub async fn block_stat(node: &Node, cid: &str) -> Answered<BlockStat> {
-    let cid = parse_cid(cid)?;
-    match node.store.run(move |store| store.block_size(&cid)).await? {
-        Some(size) => Ok(BlockStat { cid: cid.to_string(), size }),
-        None => Err(ApiError::not_found(format!("block {cid} is not in this store"))),
-    }
+    route::<GcRequest, _, _>(router, |node, _, _| async move { gc(&node).await })
 }
 
 /// What the store holds.

@@ -1,4 +1,4 @@
-//! `get`, `cat`, `ls`, `pin`, `block` and `repo`.
+//! `get`, `cat`, `ls`, `pin` and `repo`.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::Context;
 use crate::calls::files::{
     Entry, GetRequest, LsRequest, PinAddRequest, PinInfo, PinListRequest, PinRemoveRequest,
 };
-use crate::calls::store::{BlockStat, BlockStatRequest, GcRequest, RepoStatRequest};
+use crate::calls::store::{GcRequest, RepoStatRequest};
 use crate::config::ByteSize;
 
 #[derive(Debug, Args)]
@@ -179,44 +179,6 @@ impl Pin {
 
 fn pin(info: &PinInfo) -> String {
     format!("{}  {:<9}  {}", info.cid, info.kind, info.name.as_deref().unwrap_or(&info.id))
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Block {
-    /// Print a block's bytes.
-    Get {
-        /// Its CID.
-        cid: String,
-    },
-    /// Show a block's size.
-    Stat {
-        /// Its CID.
-        cid: String,
-    },
-}
-
-impl Block {
-    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
-        match self {
-            Self::Stat { cid } => {
-                context
-                    .run(&BlockStatRequest { cid }, |stat: &BlockStat| {
-                        format!("{}  {} B", stat.cid, stat.size)
-                    })
-                    .await
-            }
-            Self::Get { cid } => {
-                let client = context.client().await?;
-                let mut chunks =
-                    client.bytes(&format!("/api/v0/block/get?arg={}", query_value(&cid))).await?;
-                while let Some(chunk) = chunks.try_next().await? {
-                    super::print(&chunk)?;
-                }
-                drop(chunks);
-                client.close().await
-            }
-        }
-    }
 }
 
 #[derive(Debug, Subcommand)]

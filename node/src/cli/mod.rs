@@ -12,9 +12,11 @@ use serde::Serialize;
 use crate::repo::Repo;
 
 mod add;
+mod block;
 mod channel;
 pub mod client;
 mod daemon;
+mod dag;
 mod files;
 mod market;
 mod money;
@@ -75,7 +77,12 @@ enum Command {
     Pin(files::Pin),
     /// Single blocks.
     #[command(subcommand)]
-    Block(files::Block),
+    Block(block::Block),
+    /// Blocks as values, and whole DAGs to and from CAR files.
+    #[command(subcommand)]
+    Dag(dag::Dag),
+    /// List the links of blocks.
+    Refs(block::Refs),
     /// The local store.
     #[command(subcommand)]
     Repo(files::RepoCommand),
@@ -194,6 +201,8 @@ async fn run(context: &Context, command: Command) -> anyhow::Result<()> {
         Command::Ls(command) => command.run(context).await,
         Command::Pin(command) => command.run(context).await,
         Command::Block(command) => command.run(context).await,
+        Command::Refs(command) => command.run(context).await,
+        Command::Dag(command) => command.run(context).await,
         Command::Repo(command) => command.run(context).await,
         Command::Store(command) => command.run(context).await,
         Command::Host(command) => command.run(context).await,

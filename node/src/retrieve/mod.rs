@@ -300,7 +300,7 @@ impl Retriever {
     }
 
     /// Runs a reader over the store; each block it misses is fetched, kept in the cache, and it runs again.
-    async fn reading<T, F>(&self, root: &Cid, read: F) -> Result<T, RetrieveError>
+    pub async fn reading<T, F>(&self, root: &Cid, read: F) -> Result<T, RetrieveError>
     where
         T: Send + 'static,
         F: Fn(&dyn BlockSource) -> Result<T, ReadError> + Clone + Send + 'static,

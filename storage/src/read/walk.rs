@@ -9,7 +9,7 @@ use super::{ReadError, block};
 use crate::{BlockSource, dagpb, hash};
 
 /// Codecs under which one set of bytes can be met.
-const CODECS: [u64; 4] = [hash::RAW, hash::DAG_PB, hash::DAG_CBOR, hash::TORRENT_INFO];
+const CODECS: [u64; 5] = [hash::RAW, hash::DAG_PB, hash::DAG_CBOR, hash::DAG_JSON, hash::TORRENT_INFO];
 
 /// Walks the distinct blocks of the DAG at `root`, parents before children and children in the order of their
 /// links: the order that shards are cut in.

@@ -9,13 +9,14 @@ pub(super) fn walk_bit(codec: u64) -> u8 {
     match codec {
         hash::DAG_PB => 1,
         hash::DAG_CBOR => 2,
+        hash::DAG_JSON => 8,
         _ => 4,
     }
 }
 
 /// Whether blocks of that codec can link to others.
 pub(super) fn has_links(cid: &Cid) -> bool {
-    matches!(cid.codec(), hash::DAG_PB | hash::DAG_CBOR)
+    matches!(cid.codec(), hash::DAG_PB | hash::DAG_CBOR | hash::DAG_JSON)
 }
 
 /// The children of a block, in order.

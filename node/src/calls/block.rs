@@ -1,0 +1,199 @@
+//! Single blocks: `block get`, `put`, `stat`, `rm`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use btfs_storage::ipld::Codec;
+use btfs_storage::{BlockSink, Bytes, Cid, Class, MAX_BLOCK, PinKind, StoreError, hash};
+use serde::{Deserialize, Serialize};
+
+use super::files::{announce, own_pin, parse_content, retrieve_error};
+use crate::api::call::{Answered, ApiError, Progress, route};
+use crate::call;
+use crate::node::Node;
+use crate::retrieve::Retriever;
+
+/// Largest body of `block put` and `dag put`: a full block written as dag-json takes a third more, and white space.
+pub const MAX_INPUT: usize = 4 << 20;
+/// Multicodec of plain CBOR, without links.
+const CBOR: u64 = 0x51;
+/// Multicodec of plain JSON, without links.
+const JSON: u64 = 0x0200;
+
+/// How bytes are stored as a block.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BlockPutQuery {
+    /// The codec in its CID: raw (default), dag-pb, dag-cbor, dag-json, cbor, json. The bytes are not looked at.
+    pub cid_codec: Option<String>,
+    /// The old form of `cid_codec`, with `v0` for a CIDv0.
+    pub format: Option<String>,
+    /// The hash function of its CID: sha2-256 (default), sha2-512, identity.
+    pub mhtype: Option<String>,
+    /// Length of the digest; -1 (default) or its full length.
+    pub mhlen: Option<i64>,
+    /// Pin it with everything below it.
+    pub pin: bool,
+}
+
+/// What was stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PutBlock {
+    /// Its CID.
+    pub cid: String,
+    /// Its bytes.
+    pub size: u64,
+}
+
+/// Which block is read.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BlockGetQuery {
+    /// CID or /ipfs path.
+    pub reference: String,
+}
+
+/// Asks for a block's size.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BlockStatRequest {
+    /// CID or /ipfs path.
+    pub cid: String,
+}
+
+/// A block's size.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BlockStat {
+    /// Its CID.
+    pub cid: String,
+    /// Its bytes.
+    pub size: u64,
+}
+
+call!(BlockStatRequest => BlockStat, "block/stat");
+
+pub(super) fn routes(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
+    route::<BlockStatRequest, _, _>(router, |node, request, _| async move { stat(node, &request.cid).await })
+        .route("/api/v1/block/put", axum::routing::post(put_route))
+        .route("/api/v1/block/get", axum::routing::post(get_route))
+}
+
+async fn put_route(
+    State(node): State<Arc<Node>>,
+    Query(query): Query<BlockPutQuery>,
+    body: Body,
+) -> Result<axum::Json<PutBlock>, ApiError> {
+    let input = axum::body::to_bytes(body, MAX_INPUT).await?;
+    Ok(axum::Json(put(&node, input, &query).await?))
+}
+
+async fn get_route(
+    State(node): State<Arc<Node>>,
+    Query(query): Query<BlockGetQuery>,
+) -> Result<Response, ApiError> {
+    get(node, &query.reference).await
+}
+
+/// The CID of bytes that become a block.
+pub(super) fn address(codec: u64, function: Option<&str>, block: &[u8]) -> Answered<Cid> {
+    if block.len() > MAX_BLOCK {
+        return Err(ApiError::bad(format!(
+            "the block would have {} bytes; blocks may have {MAX_BLOCK}, since no peer takes larger ones. \
+             Files of any size are cut into blocks by `btfs add`",
+            block.len()
+        )));
+    }
+    match function.unwrap_or("sha2-256") {
+        "sha2-256" => Ok(hash::cid_v1(codec, block)),
+        "sha2-512" => Ok(hash::cid_from_digest(codec, hash::SHA2_512, &hash::sha512(block))),
+        "identity" if block.len() <= hash::MAX_DIGEST => {
+            Ok(hash::cid_from_digest(codec, hash::IDENTITY, block))
+        }
+        "identity" => Err(ApiError::bad(format!(
+            "a CID can carry {} bytes, and these are {}",
+            hash::MAX_DIGEST,
+            block.len()
+        ))),
+        other => Err(ApiError::bad(format!(
+            "hash function `{other}` is not known here; sha2-256, sha2-512 and identity are"
+        ))),
+    }
+}
+
+fn put_address(query: &BlockPutQuery, block: &[u8]) -> Answered<Cid> {
+    let name = match (query.format.as_deref().filter(|name| !name.is_empty()), query.cid_codec.as_deref()) {
+        (Some(_), Some(other)) if other != "raw" => {
+            return Err(ApiError::bad("cid-codec and its old form, format, are not given together"));
+        }
+        (Some("v0" | "protobuf"), _) => "dag-pb",
+        (Some("cbor"), _) => "dag-cbor",
+        (Some(old), _) => old,
+        (None, new) => new.unwrap_or("raw"),
+    };
+    let codec = match name {
+        "cbor" => CBOR,
+        "json" => JSON,
+        name => name.parse::<Codec>().map_err(ApiError::bad)?.code(),
+    };
+    let cid = address(codec, query.mhtype.as_deref(), block)?;
+    let full = cid.hash().digest().len() as i64;
+    if query.mhlen.is_some_and(|length| length != -1 && length != full) {
+        return Err(ApiError::bad(format!(
+            "digests are not cut short here: mhlen is -1 or {full}, since a shorter one is a weaker address"
+        )));
+    }
+    if query.format.as_deref() == Some("v0") {
+        return Cid::new_v0(*cid.hash()).map_err(ApiError::bad);
+    }
+    Ok(cid)
+}
+
+/// Stores bytes as a block, as they are.
+pub async fn put(node: &Arc<Node>, block: Bytes, query: &BlockPutQuery) -> Answered<PutBlock> {
+    let cid = put_address(query, &block)?;
+    store_block(node, cid, block, query.pin).await
+}
+
+/// Stores a block durably and, if asked, pins it with everything below it, which is fetched.
+pub(super) async fn store_block(node: &Arc<Node>, cid: Cid, block: Bytes, pin: bool) -> Answered<PutBlock> {
+    let size = block.len() as u64;
+    // Held until the pin is there, so that no collection comes between.
+    let held = node.store.run(move |store| {
+        let mut ingest = store.ingest(Class::Own)?;
+        ingest.put(&cid, block)?;
+        ingest.checkpoint(store.state().batch())?;
+        Ok::<_, StoreError>(ingest)
+    });
+    let held = held.await?;
+    if pin {
+        let pin = own_pin(cid, None, PinKind::Recursive);
+        let retriever = Retriever::new(node.clone());
+        retriever.whole(&cid, Some(pin), &Progress::default()).await.map_err(retrieve_error)?;
+        announce(node, cid).await;
+    }
+    drop(held);
+    Ok(PutBlock { cid: cid.to_string(), size })
+}
+
+async fn find(node: Arc<Node>, reference: &str) -> Answered<(Cid, Bytes)> {
+    let reference = parse_content(reference)?;
+    let retriever = Retriever::new(node);
+    let cid = retriever.resolve(&reference, &[], &Progress::default()).await.map_err(retrieve_error)?;
+    Ok((cid, retriever.block(&cid).await.map_err(retrieve_error)?))
+}
+
+/// A block's bytes; fetched if it is not here.
+pub async fn get(node: Arc<Node>, reference: &str) -> Result<Response, ApiError> {
+    let (_, block) = find(node, reference).await?;
+    Ok(([(header::CONTENT_TYPE, "application/vnd.ipld.raw")], Body::from(block)).into_response())
+}
+
+/// A block's size; fetched if it is not here.
+pub async fn stat(node: Arc<Node>, reference: &str) -> Answered<BlockStat> {
+    let (cid, block) = find(node, reference).await?;
+    Ok(BlockStat { cid: cid.to_string(), size: block.len() as u64 })
+}
