@@ -136,6 +136,18 @@ fn kubo_rpc() {
     let whole = api.post(&format!("/api/v0/cat?arg=/ipfs/{root}/big.bin"));
     assert!(whole.body == content);
     assert!(api.post(&format!("/api/v0/cat?arg={cid}&offset={BIG}")).body.is_empty());
+    let old = api.upload("/api/v0/add?cid-version=0&only-hash=true", vec![("one", b"hello world".to_vec())]);
+    assert_eq!(old.json()["Hash"], "Qmf412jQZiuVUtdgnB36FXFX7xg5V6KEbSJ4dpQuhkLyfD");
+    let odd = api.upload("/api/v0/add?chunker=size-0", vec![("one", b"x".to_vec())]);
+    assert_eq!((odd.status, odd.text().contains("size-0")), (400, true), "{}", odd.text());
+    let archive = api.post(&format!("/api/v0/get?arg={root}&archive=true"));
+    assert!(archive.body.len() > BIG as usize && archive.body[257..262] == *b"ustar", "{}", archive.status);
+    let patched =
+        api.post(&format!("/api/v0/object/patch/add-link?arg={root}&arg=a/b&arg={cid}&create=true"));
+    let patched = patched.json()["Hash"].as_str().expect("a CID").to_owned();
+    assert!(api.post(&format!("/api/v0/cat?arg=/ipfs/{patched}/a/b")).body == content);
+    let back = api.post(&format!("/api/v0/object/patch/rm-link?arg={patched}&arg=a"));
+    assert_eq!(back.json()["Hash"], root.as_str());
     assert!(api.post("/api/v0/pin/ls").json()["Keys"].get(cid).is_some());
     assert_eq!(api.post(&format!("/api/v0/pin/rm?arg={cid}")).json()["Pins"], json!([cid]));
     assert!(api.post("/api/v0/pin/ls").json()["Keys"].get(cid).is_none());

@@ -9,6 +9,7 @@ mod car;
 mod cids;
 mod crash;
 mod demo;
+mod files;
 mod http;
 mod inputs;
 mod kubo;

@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 mod dag;
 
 use super::call::{ApiError, Progress};
+use super::query::Arguments;
 use crate::calls::add::AddOptions;
+use crate::calls::object::{self, AddLinkRequest, RemoveLinkRequest};
 use crate::calls::{self, files, network, setup, store};
 use crate::node::{AGENT, Node};
 
@@ -25,7 +27,10 @@ pub fn routes() -> Router<Arc<Node>> {
     Router::new()
         .route("/api/v0/add", post(add).layer(axum::extract::DefaultBodyLimit::disable()))
         .route("/api/v0/cat", post(cat))
+        .route("/api/v0/get", post(get))
         .route("/api/v0/ls", post(ls))
+        .route("/api/v0/object/patch/add-link", post(add_link))
+        .route("/api/v0/object/patch/rm-link", post(remove_link))
         .route("/api/v0/pin/add", post(pin_add))
         .route("/api/v0/pin/rm", post(pin_rm))
         .route("/api/v0/pin/ls", post(pin_ls))
@@ -47,6 +52,9 @@ struct Arg {
     arg: String,
     offset: u64,
     length: Option<u64>,
+    archive: bool,
+    compress: bool,
+    compression_level: Option<u32>,
     recursive: Option<bool>,
     name: Option<String>,
 }
@@ -81,6 +89,39 @@ async fn add(
 async fn cat(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Result<Response, ApiError> {
     let query = files::CatQuery { reference: arg.arg, offset: arg.offset, length: arg.length };
     files::cat_content(node, query).await
+}
+
+/// `get`: a tar stream, or as asked for.
+async fn get(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Result<Response, ApiError> {
+    let query = files::PackQuery {
+        reference: arg.arg,
+        compress: arg.compress,
+        archive: arg.archive,
+        level: arg.compression_level,
+    };
+    files::packed_content(node, query).await
+}
+
+/// The arguments of a request, which takes `N`.
+fn exactly<const N: usize>(arguments: &Arguments) -> Result<[String; N], ApiError> {
+    let values: Vec<String> = arguments.all().map(str::to_owned).collect();
+    let given = values.len();
+    values.try_into().map_err(|_| ApiError::bad(format!("this call takes {N} values of `arg`, not {given}")))
+}
+
+async fn add_link(State(node): State<Arc<Node>>, query: RawQuery) -> Answer {
+    let arguments = Arguments::parse(query);
+    let [root, name, reference] = exactly(&arguments)?;
+    let create = arguments.flag("create", false)?;
+    let patched =
+        object::add_link(node, AddLinkRequest { root, name, reference, create, pin: false }).await?;
+    Ok(axum::Json(json!({ "Hash": patched.cid })))
+}
+
+async fn remove_link(State(node): State<Arc<Node>>, query: RawQuery) -> Answer {
+    let [root, name] = exactly(&Arguments::parse(query))?;
+    let patched = object::remove_link(node, RemoveLinkRequest { root, name, pin: false }).await?;
+    Ok(axum::Json(json!({ "Hash": patched.cid })))
 }
 
 async fn ls(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use btfs_storage::read::{self, Kind};
+use btfs_storage::read::{self, Kind, Packing};
 use btfs_storage::{Cid, Class, Pin, PinKind, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,12 @@ pub struct GetRequest {
     pub peers: Vec<String>,
     /// Pin what was fetched.
     pub pin: bool,
+    /// Write a tar archive instead of files and directories.
+    pub archive: bool,
+    /// Compress by gzip: the archive, or the one file; a directory becomes an archive.
+    pub compress: bool,
+    /// How hard, from 1 to 9; default: 6.
+    pub compression_level: Option<u32>,
     /// Seconds without a new block before it gives up; default: the configuration's.
     pub timeout_secs: Option<u64>,
 }
@@ -237,15 +243,22 @@ async fn get(node: Arc<Node>, request: GetRequest, progress: Progress) -> Answer
     let cid = retriever.resolve(&reference, &request.peers, &progress).await.map_err(retrieve_error)?;
     let pin = request.pin.then(|| own_pin(cid, None, PinKind::Recursive));
     let fetched = retriever.whole(&cid, pin, &progress).await.map_err(retrieve_error)?;
+    let packing = packing(&retriever, &cid, request.archive, request.compress, request.compression_level);
+    let packing = packing.await?;
+    let name = name_in_archive(&reference, &cid);
     let store = node.store.clone();
     let path = target.clone();
     let lease = fetched.lease;
     let size = tokio::task::spawn_blocking(move || {
         let mut size = 0;
-        let written = read::export(&store, &cid, &path, &mut |bytes| {
+        let mut step = |bytes| {
             size = bytes;
             progress.step("writing", bytes, None);
-        });
+        };
+        let written = match packing {
+            Some(packing) => read::pack_to_file(&store, &cid, &name, packing, &path, &mut step),
+            None => read::export(&store, &cid, &path, &mut step),
+        };
         drop(lease);
         written.map(|()| size)
     })
@@ -260,6 +273,67 @@ async fn get(node: Arc<Node>, request: GetRequest, progress: Progress) -> Answer
         blocks_fetched: fetched.from_network,
         leaves_from_parity: fetched.from_parity,
     })
+}
+
+/// How content is packed that is asked for so; `None` if it is not to be packed.
+async fn packing(
+    retriever: &Retriever,
+    cid: &Cid,
+    archive: bool,
+    compress: bool,
+    level: Option<u32>,
+) -> Result<Option<Packing>, ApiError> {
+    if !archive && !compress {
+        return Ok(None);
+    }
+    let level = match level.unwrap_or(6) {
+        level @ 1..=9 => level,
+        level => return Err(ApiError::bad(format!("{level} is no compression level; they go from 1 to 9"))),
+    };
+    let tar = archive || retriever.stat(cid).await.map_err(retrieve_error)?.kind != Kind::File;
+    Ok(Some(Packing { tar, gzip: compress.then_some(level) }))
+}
+
+/// What content is called in an archive: the last component of its path, or its CID.
+fn name_in_archive(reference: &Reference, cid: &Cid) -> String {
+    let last = match reference {
+        Reference::Ipfs { path, .. } => path.rsplit('/').find(|name| !matches!(*name, "" | "." | "..")),
+        _ => None,
+    };
+    last.map_or_else(|| cid.to_string(), str::to_owned)
+}
+
+/// What a packed stream is asked with, as in Kubo's `get`.
+#[derive(Debug, Default)]
+pub struct PackQuery {
+    /// CID or /ipfs path.
+    pub reference: String,
+    /// Compressed by gzip.
+    pub compress: bool,
+    /// A tar archive though it is one compressed file.
+    pub archive: bool,
+    /// How hard it is compressed.
+    pub level: Option<u32>,
+}
+
+/// Content as one stream: a tar archive, or one file compressed. The stream breaks off if it cannot be completed.
+pub async fn packed_content(node: Arc<Node>, query: PackQuery) -> Result<Response, ApiError> {
+    let reference = parse_content(&query.reference)?;
+    let retriever = Retriever::new(node.clone());
+    let cid = retriever.resolve(&reference, &[], &Progress::default()).await.map_err(retrieve_error)?;
+    let fetched = retriever.whole(&cid, None, &Progress::default()).await.map_err(retrieve_error)?;
+    let archive = query.archive || !query.compress;
+    let packing = packing(&retriever, &cid, archive, query.compress, query.level).await?;
+    let packing = packing.unwrap_or(Packing { tar: true, gzip: None });
+    let name = name_in_archive(&reference, &cid);
+    let store = node.store.clone();
+    let body = super::body::written(move |out| {
+        let packed = read::pack(&store, &cid, &name, packing, out, &mut |_| {});
+        drop(fetched.lease);
+        packed
+    });
+    let media = if packing.gzip.is_some() { "application/gzip" } else { "application/x-tar" };
+    Ok(([(axum::http::header::CONTENT_TYPE, media)], body).into_response())
 }
 
 async fn cat(State(node): State<Arc<Node>>, Query(query): Query<CatQuery>) -> Result<Response, ApiError> {

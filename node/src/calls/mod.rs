@@ -19,6 +19,7 @@ pub mod files;
 pub mod ledger;
 pub mod market;
 pub mod network;
+pub mod object;
 pub mod refs;
 pub mod setup;
 pub mod store;
@@ -36,6 +37,7 @@ pub fn routes() -> Router<Arc<Node>> {
     let router = dag::routes(router);
     let router = refs::routes(router);
     let router = network::routes(router);
+    let router = object::routes(router);
     let router = wallet::routes(router);
     let router = ledger::routes(router);
     let router = channel::routes(router);

@@ -26,6 +26,15 @@ pub struct Get {
     /// Keep it in the store.
     #[arg(long)]
     pin: bool,
+    /// Write a tar archive.
+    #[arg(long, short)]
+    archive: bool,
+    /// Compress by gzip; a directory becomes an archive.
+    #[arg(long, short = 'C')]
+    compress: bool,
+    /// How hard, from 1 to 9.
+    #[arg(long, short = 'l', value_name = "LEVEL", requires = "compress")]
+    compression_level: Option<u32>,
     /// Seconds without a new block before it gives up.
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
@@ -36,13 +45,21 @@ impl Get {
         let reference = absolute_torrent(self.reference)?;
         let target = match self.output {
             Some(target) => target,
-            None => default_target(&reference)?,
+            None => {
+                let mut target = default_target(&reference)?.into_os_string();
+                target.push(if self.archive { ".tar" } else { "" });
+                target.push(if self.compress { ".gz" } else { "" });
+                target.into()
+            }
         };
         let request = GetRequest {
             reference,
             target: std::path::absolute(&target)?,
             peers: self.peers,
             pin: self.pin,
+            archive: self.archive,
+            compress: self.compress,
+            compression_level: self.compression_level,
             timeout_secs: self.timeout,
         };
         context

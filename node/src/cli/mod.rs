@@ -21,6 +21,7 @@ mod files;
 mod market;
 mod money;
 mod network;
+mod object;
 mod progress;
 pub(crate) mod secret;
 mod setup;
@@ -83,6 +84,9 @@ enum Command {
     Dag(dag::Dag),
     /// List the links of blocks.
     Refs(block::Refs),
+    /// Directories, changed entry by entry.
+    #[command(subcommand)]
+    Object(object::Object),
     /// The local store.
     #[command(subcommand)]
     Repo(files::RepoCommand),
@@ -203,6 +207,7 @@ async fn run(context: &Context, command: Command) -> anyhow::Result<()> {
         Command::Block(command) => command.run(context).await,
         Command::Refs(command) => command.run(context).await,
         Command::Dag(command) => command.run(context).await,
+        Command::Object(command) => command.run(context).await,
         Command::Repo(command) => command.run(context).await,
         Command::Store(command) => command.run(context).await,
         Command::Host(command) => command.run(context).await,

@@ -321,7 +321,7 @@ impl Retriever {
     }
 
     /// Fetches a missing node of `root` and keeps it in the cache.
-    async fn cache(&self, root: &Cid, missing: Cid) -> Result<(), RetrieveError> {
+    pub async fn cache(&self, root: &Cid, missing: Cid) -> Result<(), RetrieveError> {
         let (block, _) = self.fetch(root).await?.block(missing).await?;
         let sink = Sink::start(&self.node.store, Class::Cache)?;
         sink.put(missing, block).await?;

@@ -133,7 +133,7 @@ fn refused<S: AsRef<str>>(path: &[S], problem: &'static str) -> ImportError {
     ImportError::Path { path: components.join("/"), problem }
 }
 
-fn check_name(name: &str) -> Result<(), &'static str> {
+pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
     match name {
         "" => Err("a component is empty"),
         "." | ".." => Err("a component is relative"),

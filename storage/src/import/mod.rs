@@ -21,6 +21,7 @@
 mod builder;
 mod chunker;
 mod directory;
+mod edit;
 mod options;
 mod pipeline;
 mod profile;
@@ -37,6 +38,7 @@ use cid::Cid;
 pub use builder::FileBuilder;
 pub use chunker::{Bounds, Chunker, ChunkerError, MAX_CHUNK};
 pub use directory::DirBuilder;
+pub use edit::{Change, EditError, Edited, edit_directory};
 pub use options::{IgnoreRules, ImportOptions};
 pub use profile::{Layout, Overrides, Profile, ProfileError};
 pub use tree::{Survey, survey};

@@ -268,20 +268,34 @@ impl Profile {
         if self.directory_links.is_some_and(|most| entries.len() > most) {
             return true;
         }
-        let estimate: usize = match self.directory_size {
-            DirectorySize::Links => {
-                entries.iter().map(|entry| entry.name.len() + entry.cid.encoded_len()).sum()
+        let mut room = self.directory_room(metadata);
+        entries.iter().any(|entry| match room.checked_sub(self.entry_size(entry)) {
+            Some(left) => {
+                room = left;
+                false
             }
+            None => true,
+        })
+    }
+
+    /// What the entries of a directory may measure, as [`entry_size`](Self::entry_size) measures them, before it is
+    /// sharded.
+    pub(super) fn directory_room(&self, metadata: &Metadata) -> usize {
+        match self.directory_size {
+            DirectorySize::Links => SHARD_THRESHOLD,
             DirectorySize::Block => {
-                let links = entries.iter();
-                let links =
-                    links.map(|entry| dagpb::encoded_link_len(entry.name.len(), &entry.cid, entry.tsize));
                 let data = Data::directory().with_metadata(metadata);
-                let data = PbNode { links: Vec::new(), data: Some(data.to_bytes()) };
-                data.encoded_len() + links.sum::<usize>()
+                SHARD_THRESHOLD - PbNode { links: Vec::new(), data: Some(data.to_bytes()) }.encoded_len()
             }
-        };
-        estimate > SHARD_THRESHOLD
+        }
+    }
+
+    /// What an entry adds to a directory's size.
+    pub(super) fn entry_size(&self, entry: &DirLink) -> usize {
+        match self.directory_size {
+            DirectorySize::Links => entry.name.len() + entry.cid.encoded_len(),
+            DirectorySize::Block => dagpb::encoded_link_len(entry.name.len(), &entry.cid, entry.tsize),
+        }
     }
 
     /// The bytes of a dag-pb leaf before and after its content, so that a chunk can be wrapped where it lies.

@@ -45,7 +45,7 @@ pub fn resolve(src: &dyn BlockSource, root: &Cid, path: &str) -> Result<Cid, Rea
 }
 
 /// The entry `name` of one directory.
-fn lookup(src: &dyn BlockSource, directory: &Cid, name: &str) -> Result<Cid, ReadError> {
+pub(crate) fn lookup(src: &dyn BlockSource, directory: &Cid, name: &str) -> Result<Cid, ReadError> {
     let not_found = || ReadError::NotFound { directory: *directory, name: name.to_owned() };
     let mut shard = match node(src, directory)? {
         // The first of repeated names is the one that counts, by the specification.
@@ -60,13 +60,14 @@ fn lookup(src: &dyn BlockSource, directory: &Cid, name: &str) -> Result<Cid, Rea
     for level in 0.. {
         match shard.lookup(name, level).ok_or_else(not_found)? {
             Slot::Entry(entry) => return Ok(entry.cid),
-            Slot::Shard(next) => shard = sub_shard(src, &next.clone())?,
+            Slot::Shard { cid, .. } => shard = sub_shard(src, &cid.clone())?,
         }
     }
     Err(not_found())
 }
 
-fn sub_shard(src: &dyn BlockSource, cid: &Cid) -> Result<Shard, ReadError> {
+/// A shard below another, which is never empty.
+pub(crate) fn sub_shard(src: &dyn BlockSource, cid: &Cid) -> Result<Shard, ReadError> {
     match node(src, cid)? {
         Node::Shard(shard) if !shard.slots().is_empty() => Ok(shard),
         Node::Shard(_) => {
@@ -78,53 +79,89 @@ fn sub_shard(src: &dyn BlockSource, cid: &Cid) -> Result<Shard, ReadError> {
     }
 }
 
-/// Calls `each` with every entry of a directory, in the order it is stored in, until it fails.
+/// The entries of a directory, in the order it is stored in.
 ///
-/// Of the directory's own blocks all must be here; its entries' need not.
+/// Of the directory's own blocks all must be here; its entries' need not. Ends with the first error.
+pub struct Entries<'a> {
+    src: &'a dyn BlockSource,
+    /// Entries of a directory in one block.
+    plain: std::vec::IntoIter<DirLink>,
+    /// Shards on the way to the next entry, each with the slot that comes next.
+    stack: Vec<(Cid, Shard, usize)>,
+    levels: u32,
+}
+
+impl<'a> Entries<'a> {
+    /// Those of `directory`; reads its root.
+    pub fn of(src: &'a dyn BlockSource, directory: &Cid) -> Result<Entries<'a>, ReadError> {
+        let mut entries = Entries { src, plain: Vec::new().into_iter(), stack: Vec::new(), levels: 0 };
+        match node(src, directory)? {
+            Node::Directory(plain) => entries.plain = plain.into_iter(),
+            Node::Shard(top) => {
+                entries.levels = top.max_levels();
+                entries.stack.push((*directory, top, 0));
+            }
+            other => {
+                return Err(ReadError::NotADirectory { cid: *directory, kind: Kind::from(&other) });
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The next entry of the trie.
+    fn next_in_trie(&mut self) -> Result<Option<DirLink>, ReadError> {
+        let inconsistent = |cid, problem| Err(ReadError::Inconsistent { cid, problem });
+        while let Some((cid, shard, next)) = self.stack.last_mut() {
+            let Some((bucket, slot)) = shard.slots().get(*next).cloned() else {
+                self.stack.pop();
+                continue;
+            };
+            *next += 1;
+            match slot {
+                Slot::Entry(entry) => {
+                    let cid = *cid;
+                    let level = (self.stack.len() - 1) as u32;
+                    let shard = &self.stack[level as usize].1;
+                    if !shard.entry_fits(&entry.name, bucket, level) {
+                        return inconsistent(cid, "a shard holds a name of another bucket");
+                    }
+                    return Ok(Some(entry));
+                }
+                Slot::Shard { cid: below, .. } => {
+                    if self.stack.len() as u32 >= self.levels {
+                        return inconsistent(below, "a shard deeper than the hash");
+                    }
+                    let shard = sub_shard(self.src, &below)?;
+                    self.stack.push((below, shard, 0));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Result<DirLink, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(entry) = self.plain.next() {
+            return Some(Ok(entry));
+        }
+        let next = self.next_in_trie();
+        if next.is_err() {
+            self.stack.clear();
+        }
+        next.transpose()
+    }
+}
+
+/// Calls `each` with every entry of a directory, in the order it is stored in, until it fails. See [`Entries`].
 pub fn for_each_entry(
     src: &dyn BlockSource,
     directory: &Cid,
     each: &mut dyn FnMut(DirLink) -> Result<(), ReadError>,
 ) -> Result<(), ReadError> {
-    let top = match node(src, directory)? {
-        Node::Directory(entries) => return entries.into_iter().try_for_each(each),
-        Node::Shard(shard) => shard,
-        other => return Err(ReadError::NotADirectory { cid: *directory, kind: Kind::from(&other) }),
-    };
-    let levels = top.max_levels();
-    let mut stack: Vec<(Cid, Shard, usize)> = vec![(*directory, top, 0)];
-    while let Some((cid, shard, next)) = stack.last_mut() {
-        let cid = *cid;
-        let Some((bucket, slot)) = shard.slots().get(*next).cloned() else {
-            stack.pop();
-            continue;
-        };
-        *next += 1;
-        match slot {
-            Slot::Entry(entry) => {
-                let level = (stack.len() - 1) as u32;
-                let shard = &stack.last().expect("looked at above").1;
-                if !shard.entry_fits(&entry.name, bucket, level) {
-                    return Err(ReadError::Inconsistent {
-                        cid,
-                        problem: "a shard holds a name of another bucket",
-                    });
-                }
-                each(entry)?;
-            }
-            Slot::Shard(below) => {
-                if stack.len() as u32 >= levels {
-                    return Err(ReadError::Inconsistent {
-                        cid: below,
-                        problem: "a shard deeper than the hash",
-                    });
-                }
-                let shard = sub_shard(src, &below)?;
-                stack.push((below, shard, 0));
-            }
-        }
-    }
-    Ok(())
+    Entries::of(src, directory)?.try_for_each(|entry| each(entry?))
 }
 
 /// What a directory holds, sorted by name.

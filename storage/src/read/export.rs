@@ -4,22 +4,23 @@ use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cid::Cid;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_OMIT, renameat_with, utimensat};
 
-use super::{FileReader, ReadError, for_each_entry, node};
+use super::tree::{Visit, visit_tree};
+use super::{FileReader, ReadError};
 use crate::BlockSource;
-use crate::unixfs::{FileNode, Node};
+use crate::unixfs::Metadata;
 
-/// Most entries one export writes. A DAG can be small and unfold without end, since directories can share parts;
-/// this stops it before the file system runs out of inodes.
-const MAX_ENTRIES: u64 = 10_000_000;
+/// The bits of a recorded mode that are restored. Not setuid, setgid and sticky: the content is a stranger's.
+const RESTORED_MODE: u32 = 0o777;
 
-/// Writes the file, symlink or directory at `cid` to `target`, which must not exist.
+/// Writes the file, symlink or directory at `cid` to `target`, which must not exist, with the permissions and times
+/// that are recorded.
 ///
 /// It is written under another name beside the target and renamed at the end, so the target is either complete or
 /// absent. Names and symlinks that would lead out of the exported directory are refused. `progress` is called with
@@ -34,19 +35,20 @@ pub fn export(
         return Err(ReadError::Exists(target.to_owned()));
     }
     let partial = Partial::beside(target);
-    let mut export = Export { src, progress, written: 0, entries: 0 };
-    export.run(cid, &partial.path).map_err(|error| partial.named(error, target))?;
+    let mut export = Export { base: &partial.path, progress, written: 0, later: Vec::new() };
+    let exported = visit_tree(src, cid, &mut export).and_then(|()| export.finish());
+    exported.map_err(|error| partial.named(error, target))?;
     partial.rename(target)
 }
 
 /// What is being written; removed unless it was renamed.
-struct Partial {
-    path: PathBuf,
+pub(super) struct Partial {
+    pub(super) path: PathBuf,
 }
 
 impl Partial {
     /// A name in the target's directory, unused so far.
-    fn beside(target: &Path) -> Partial {
+    pub(super) fn beside(target: &Path) -> Partial {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         loop {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -59,7 +61,7 @@ impl Partial {
     }
 
     /// The same error with the name that was asked for.
-    fn named(&self, error: ReadError, target: &Path) -> ReadError {
+    pub(super) fn named(&self, error: ReadError, target: &Path) -> ReadError {
         match error {
             ReadError::Write { path, source } => {
                 let path = match path.strip_prefix(&self.path) {
@@ -75,7 +77,7 @@ impl Partial {
     }
 
     /// Moves it into place, never over anything.
-    fn rename(self, target: &Path) -> Result<(), ReadError> {
+    pub(super) fn rename(self, target: &Path) -> Result<(), ReadError> {
         let result = match renameat_with(CWD, &self.path, CWD, target, RenameFlags::NOREPLACE) {
             // A file system that cannot refuse to replace: look first.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
@@ -108,118 +110,84 @@ impl Drop for Partial {
 }
 
 struct Export<'a> {
-    src: &'a dyn BlockSource,
+    base: &'a Path,
     progress: &'a mut dyn FnMut(u64),
     written: u64,
-    entries: u64,
+    /// Directories whose modes and times wait until all below is written: they may forbid it, and writing changes
+    /// the time.
+    later: Vec<(PathBuf, Metadata)>,
 }
 
 impl Export<'_> {
-    /// Writes all below `root`, depth first. `depth` of an entry is how many directories of the export it is in.
-    fn run(&mut self, root: &Cid, path: &Path) -> Result<(), ReadError> {
-        let mut stack = vec![(*root, path.to_owned(), 0usize)];
-        while let Some((cid, path, depth)) = stack.pop() {
-            self.entries += 1;
-            if self.entries > MAX_ENTRIES {
-                return Err(ReadError::TooManyEntries(MAX_ENTRIES));
-            }
-            match node(self.src, &cid)? {
-                Node::File(file) => self.file(cid, file, &path)?,
-                Node::Symlink(target) => {
-                    check_link(&target, depth)?;
-                    let link = std::os::unix::fs::symlink(OsStr::from_bytes(&target), &path);
-                    link.map_err(|source| failed(&path, source))?;
-                }
-                Node::Directory(_) | Node::Shard(_) => {
-                    // Fails if the name was there before, so that no entry is ever written through another.
-                    fs::create_dir(&path).map_err(|source| failed(&path, source))?;
-                    let first = stack.len();
-                    for_each_entry(self.src, &cid, &mut |entry| {
-                        check_name(&entry.name)?;
-                        stack.push((entry.cid, path.join(&entry.name), depth + 1));
-                        Ok(())
-                    })?;
-                    stack[first..].reverse();
-                }
-            }
+    /// Where an entry goes. Nothing is joined for the root: that would end it with a slash.
+    fn at(&self, path: &Path) -> PathBuf {
+        if path.as_os_str().is_empty() { self.base.to_owned() } else { self.base.join(path) }
+    }
+
+    /// Restores what directories record, the deepest first.
+    fn finish(self) -> Result<(), ReadError> {
+        self.later.iter().rev().try_for_each(|(path, metadata)| restore(path, metadata))
+    }
+}
+
+impl Visit for Export<'_> {
+    fn directory(&mut self, path: &Path, metadata: &Metadata) -> Result<(), ReadError> {
+        let path = self.at(path);
+        // Fails if the name was there before, so that no entry is ever written through another.
+        fs::create_dir(&path).map_err(|source| failed(&path, source))?;
+        if !metadata.is_empty() {
+            self.later.push((path, *metadata));
         }
         Ok(())
     }
 
-    fn file(&mut self, cid: Cid, file: FileNode, path: &Path) -> Result<(), ReadError> {
-        let mut out: File = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(path)
-            .map_err(|source| failed(path, source))?;
-        let mut reader = FileReader::over(self.src, cid, Arc::new(file));
-        while let Some(bytes) = reader.next_bytes()? {
-            out.write_all(&bytes).map_err(|source| failed(path, source))?;
+    fn file(
+        &mut self,
+        path: &Path,
+        mut content: FileReader<&dyn BlockSource>,
+        metadata: &Metadata,
+    ) -> Result<(), ReadError> {
+        let path = self.at(path);
+        let opened = OpenOptions::new().write(true).create_new(true).open(&path);
+        let mut out: File = opened.map_err(|source| failed(&path, source))?;
+        while let Some(bytes) = content.next_bytes()? {
+            out.write_all(&bytes).map_err(|source| failed(&path, source))?;
             self.written += bytes.len() as u64;
             (self.progress)(self.written);
         }
-        Ok(())
+        drop(out);
+        restore(&path, metadata)
     }
+
+    fn symlink(&mut self, path: &Path, target: &[u8], metadata: &Metadata) -> Result<(), ReadError> {
+        let path = self.at(path);
+        let made = std::os::unix::fs::symlink(OsStr::from_bytes(target), &path);
+        made.map_err(|source| failed(&path, source))?;
+        // A link has no mode of its own.
+        restore(&path, &Metadata { mode: None, ..*metadata })
+    }
+}
+
+/// Gives what was written the mode and time that are recorded of it.
+fn restore(path: &Path, metadata: &Metadata) -> Result<(), ReadError> {
+    if let Some(mode) = metadata.mode {
+        let permissions = fs::Permissions::from_mode(mode & RESTORED_MODE);
+        fs::set_permissions(path, permissions).map_err(|source| failed(path, source))?;
+    }
+    if let Some(mtime) = metadata.mtime {
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec {
+                tv_sec: mtime.seconds.unwrap_or(0),
+                tv_nsec: mtime.nanoseconds.unwrap_or(0).into(),
+            },
+        };
+        utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|source| failed(path, source.into()))?;
+    }
+    Ok(())
 }
 
 fn failed(path: &Path, source: io::Error) -> ReadError {
     ReadError::Write { path: path.to_owned(), source }
-}
-
-/// Whether a name is one component that stays in its directory.
-fn check_name(name: &str) -> Result<(), ReadError> {
-    if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
-        return Err(ReadError::Escapes { name: name.to_owned() });
-    }
-    Ok(())
-}
-
-/// Whether a symlink at `depth` below the export's root stays inside.
-///
-/// Only leading `..` are allowed, and no more than its depth: a `..` after a name could climb from wherever another
-/// link leads.
-fn check_link(target: &[u8], depth: usize) -> Result<(), ReadError> {
-    let escapes = || ReadError::Escapes { name: String::from_utf8_lossy(target).into_owned() };
-    if target.is_empty() || target.starts_with(b"/") || target.contains(&0) {
-        return Err(escapes());
-    }
-    // A link at the root itself is in no directory of the export.
-    let mut room = depth.checked_sub(1);
-    let mut named = false;
-    for component in target.split(|byte| *byte == b'/') {
-        match component {
-            b"" | b"." => {}
-            b".." if named => return Err(escapes()),
-            b".." => room = Some(room.and_then(|room| room.checked_sub(1)).ok_or_else(escapes)?),
-            _ => named = true,
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn links_that_stay_inside_are_kept() {
-        for (target, depth) in
-            [("a", 1), ("a/b", 1), ("../a", 2), ("../../a/./b", 3), ("./a", 1), ("a", 0), ("..", 2)]
-        {
-            assert!(check_link(target.as_bytes(), depth).is_ok(), "{target} at {depth}");
-        }
-        for (target, depth) in [
-            ("/etc/passwd", 1),
-            ("..", 1),
-            ("../a", 1),
-            ("../../a", 2),
-            ("a/../b", 3),
-            ("./..", 1),
-            ("", 1),
-            ("a\0", 1),
-            ("../a", 0),
-        ] {
-            assert!(check_link(target.as_bytes(), depth).is_err(), "{target:?} at {depth}");
-        }
-    }
 }

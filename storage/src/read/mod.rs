@@ -5,7 +5,8 @@
 //!
 //! * [`resolve`], [`ls`] and [`stat`] look at names and sizes.
 //! * [`FileReader`] reads and seeks; [`LeafPlan`] answers which leaves make up a byte range.
-//! * [`Walk`] goes through all blocks of a DAG; [`export`] writes files and directories out.
+//! * [`Walk`] goes through all blocks of a DAG; [`export`] writes files and directories out, with the modes and times
+//!   that they record, [`pack`] makes an archive of them.
 //!
 //! The store, the gateway and `btfs get` read through these; what is not local comes back as
 //! [`ReadError::Missing`] with the CID, and nothing is lost by it: [`LeafPlan::next`] and [`Walk`] go on where they
@@ -14,11 +15,13 @@
 //! DAGs are foreign input. Sizes are checked against each other on the way down, tries against the hashes of their
 //! names, depths against a cap; a directory entry with a name that would leave its directory is never written out.
 
+mod archive;
 mod dir;
 mod export;
 mod file;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod walk;
 
 use std::io;
@@ -28,13 +31,16 @@ use bytes::Bytes;
 use cid::Cid;
 use serde::{Deserialize, Serialize};
 
-pub use dir::{DirEntry, for_each_entry, ls, resolve};
+pub use archive::{Packing, pack, pack_to_file};
+pub use dir::{DirEntry, Entries, for_each_entry, ls, resolve};
 pub use export::export;
 pub use file::{FileReader, LeafPlan, LeafSlice, leaf_plan};
 pub use walk::{Walk, walk};
 
+pub(crate) use dir::{lookup, sub_shard};
+
 use crate::dagpb::LinksError;
-use crate::unixfs::{Node, UnixFsError};
+use crate::unixfs::{Metadata, Node, UnixFsError};
 use crate::{BlockSource, StoreError};
 
 /// Why content could not be read.
@@ -104,7 +110,7 @@ pub enum ReadError {
         /// The name or target.
         name: String,
     },
-    /// More entries than [`export`] writes.
+    /// More entries than [`export`] or [`pack`] write.
     #[error("more than {0} entries; nothing was written")]
     TooManyEntries(u64),
     /// The target of an export exists.
@@ -206,4 +212,10 @@ fn decode(cid: &Cid, block: &Bytes) -> Result<Node, ReadError> {
 /// The node of a block that must be here.
 fn node(src: &dyn BlockSource, cid: &Cid) -> Result<Node, ReadError> {
     decode(cid, &block(src, cid)?)
+}
+
+/// [`node`], with the mode and time it records.
+pub(crate) fn node_with_metadata(src: &dyn BlockSource, cid: &Cid) -> Result<(Node, Metadata), ReadError> {
+    let block = block(src, cid)?;
+    Node::decode_with_metadata(cid, &block).map_err(|source| ReadError::UnixFs { cid: *cid, source })
 }

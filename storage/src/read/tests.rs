@@ -2,16 +2,19 @@
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::dagpb::{PbLink, PbNode};
-use crate::import::{DirBuilder, FileBuilder, ImportOptions, Imported, Profile, import_path, import_reader};
+use crate::import::{
+    DirBuilder, FileBuilder, ImportOptions, Imported, Overrides, Profile, import_path, import_reader,
+};
 use crate::testing::MemoryBlocks;
-use crate::unixfs::{Data, DataType};
+use crate::unixfs::{Data, DataType, UnixTime};
 use crate::{BlockSink, hash};
 
 fn bytes(len: usize) -> Vec<u8> {
@@ -297,6 +300,123 @@ fn nothing_is_written_outside() {
         assert!(export(&blocks, &root, &target, &mut |_| {}).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
+}
+
+/// Each of what an archive must not hold, by itself: the entry is named and no file is left.
+#[test]
+fn nothing_is_packed_that_unpacks_outside() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut blocks = MemoryBlocks::default();
+    let leaf = file(b"x", &Profile::V1_2025, &mut blocks).root;
+    let mut symlink = |target: &'static str| {
+        link(put(Data::symlink(Bytes::from_static(target.as_bytes())), vec![], &mut blocks), "a")
+    };
+    let links = ["/etc/passwd", "..", "../b", "b/../../c", ""].map(&mut symlink);
+    let names = ["..", ".", "", "../x", "/x", "a/b", "a\0"].map(|name| link(leaf, name));
+    let archive = dir.path().join("out.tar.gz");
+    let packing = Packing { tar: true, gzip: Some(6) };
+    for entry in links.into_iter().chain(names) {
+        let told = format!("{entry:?}");
+        let root = put(Data::directory(), vec![entry], &mut blocks);
+        let packed = pack_to_file(&blocks, &root, "out", packing, &archive, &mut |_| {});
+        assert!(matches!(packed, Err(ReadError::Escapes { .. })), "{told}: {packed:?}");
+        let exported = export(&blocks, &root, &dir.path().join("out"), &mut |_| {});
+        assert!(matches!(exported, Err(ReadError::Escapes { .. })), "{told}: {exported:?}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
+
+/// Everything is recorded and written back, but for the bits that let a file run as its owner.
+#[test]
+fn modes_and_times_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    sample_tree(&source);
+    let set = |path: &Path, mode, seconds| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let time = SystemTime::UNIX_EPOCH + Duration::new(seconds, 123_456_789);
+        fs::File::open(path).unwrap().set_modified(time).unwrap();
+    };
+    set(&source.join("docs/ü/größe.txt"), 0o640, 1_000_000_000);
+    set(&source.join("docs/none"), 0o755, 1_100_000_000);
+    set(&source.join("many"), 0o711, 1_200_000_000);
+    set(&source.join("docs"), 0o550, 1_300_000_000);
+    set(&source, 0o700, 1_400_000_000);
+    let options = ImportOptions { preserve_mode: true, preserve_mtime: true, ..ImportOptions::default() };
+    let overrides = Overrides { metadata: options.records_metadata(), ..Overrides::default() };
+    for profile in Profile::ALL {
+        let profile = profile.with(&overrides).unwrap();
+        let mut blocks = MemoryBlocks::default();
+        let made = import_path(&source, &profile, &options, &mut blocks, &mut |_| {}).unwrap();
+        let target = dir.path().join("target");
+        export(&blocks, &made.root, &target, &mut |_| {}).unwrap();
+        let again = import_path(&target, &profile, &options, &mut blocks, &mut |_| {}).unwrap();
+        assert_eq!(again, made);
+        fs::set_permissions(target.join("docs"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::remove_dir_all(&target).unwrap();
+    }
+    fs::set_permissions(source.join("docs"), fs::Permissions::from_mode(0o755)).unwrap();
+
+    let mut blocks = MemoryBlocks::default();
+    let risky = Data { mode: Some(0o104_755), ..Data::file(0, vec![]) };
+    let cid = put(risky, vec![], &mut blocks);
+    let target = dir.path().join("risky");
+    export(&blocks, &cid, &target, &mut |_| {}).unwrap();
+    assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o7777, 0o755);
+    let forever = UnixTime { seconds: Some(0), nanoseconds: Some(1_000_000_000) };
+    let cid = put(Data { mtime: Some(forever), ..Data::file(0, vec![]) }, vec![], &mut blocks);
+    let refused = export(&blocks, &cid, &dir.path().join("forever"), &mut |_| {});
+    assert!(matches!(refused, Err(ReadError::UnixFs { .. })), "{refused:?}");
+}
+
+#[test]
+fn archives_hold_the_tree() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    sample_tree(&source);
+    fs::write(source.join("docs").join("n".repeat(200)), "long").unwrap();
+    symlink("x/".repeat(80), source.join("docs/long-link")).unwrap();
+    let mut blocks = MemoryBlocks::default();
+    let options = ImportOptions::default();
+    let made = import_path(&source, &Profile::V1_2025, &options, &mut blocks, &mut |_| {}).unwrap();
+    for gzip in [None, Some(1)] {
+        let archive = dir.path().join("archive");
+        let mut written = 0;
+        let packing = Packing { tar: true, gzip };
+        pack_to_file(&blocks, &made.root, "top", packing, &archive, &mut |done| written = done).unwrap();
+        assert_eq!(written, made.size);
+        let again = pack_to_file(&blocks, &made.root, "top", packing, &archive, &mut |_| {});
+        assert!(matches!(again, Err(ReadError::Exists(_))));
+        let file = fs::File::open(&archive).unwrap();
+        let stream: Box<dyn Read> = match gzip {
+            Some(_) => Box::new(flate2::read::GzDecoder::new(file)),
+            None => Box::new(file),
+        };
+        tar::Archive::new(stream).unpack(dir.path().join("unpacked")).unwrap();
+        let unpacked = dir.path().join("unpacked/top");
+        let read = import_path(&unpacked, &Profile::V1_2025, &options, &mut blocks, &mut |_| {}).unwrap();
+        assert_eq!(read, made);
+        fs::remove_dir_all(dir.path().join("unpacked")).unwrap();
+        fs::remove_file(archive).unwrap();
+    }
+    // A file by itself, compressed and no archive.
+    let cid = resolve(&blocks, &made.root, "docs/ü/größe.txt").unwrap();
+    let mut packed = Vec::new();
+    let packing = Packing { tar: false, gzip: Some(9) };
+    pack(&blocks, &cid, "unused", packing, &mut packed, &mut |_| {}).unwrap();
+    let mut text = Vec::new();
+    flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut text).unwrap();
+    assert_eq!(text, bytes(600_000));
+    assert!(matches!(
+        pack(&blocks, &made.root, "", packing, &mut packed, &mut |_| {}),
+        Err(ReadError::NotAFile { .. })
+    ));
+    blocks.remove(&cid);
+    let archive = dir.path().join("archive");
+    let packing = Packing { tar: true, gzip: None };
+    let missing = pack_to_file(&blocks, &made.root, "top", packing, &archive, &mut |_| {});
+    assert!(matches!(missing, Err(ReadError::Missing(lost)) if lost == cid), "{missing:?}");
+    assert!(!archive.exists());
 }
 
 /// A trie whose shards are shared between buckets would list 256^8 entries.

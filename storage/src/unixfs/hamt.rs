@@ -102,28 +102,128 @@ fn build_level<E: From<Collision>>(
         return Err(Collision { first: entries[0].1.name.clone(), second: entries[1].1.name.clone() }.into());
     };
     let bucket_of = |hash: u64| (hash >> shift) as u32 & (fanout - 1);
-    let width = prefix_width(fanout);
-    let (mut buckets, mut links) = (Vec::new(), Vec::new());
-    let mut below = 0u64;
+    let mut slots = Vec::new();
     for group in entries.chunk_by(|a, b| bucket_of(a.0) == bucket_of(b.0)) {
-        let bucket = bucket_of(group[0].0);
-        let link = match group {
-            [(_, entry)] => PbLink {
-                cid: entry.cid,
-                name: Some(format!("{bucket:0width$X}{}", entry.name)),
-                tsize: Some(entry.tsize),
-            },
+        let slot = match group {
+            [(_, entry)] => Slot::Entry((*entry).clone()),
             several => {
                 let (cid, tsize) = build_level(fanout, several, level + 1, &Metadata::default(), put)?;
-                PbLink { cid, name: Some(format!("{bucket:0width$X}")), tsize: Some(tsize) }
+                Slot::Shard { cid, tsize }
             }
         };
-        below += link.tsize.unwrap_or(0);
-        buckets.push(bucket);
-        links.push(link);
+        slots.push((bucket_of(group[0].0), slot));
     }
+    put_shard(fanout, &slots, metadata, put)
+}
+
+/// What a change leaves of a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing.
+    Nothing,
+    /// One entry, which belongs one level up.
+    Entry(DirLink),
+    /// A shard, written.
+    Shard {
+        /// Its CID.
+        cid: Cid,
+        /// Cumulative size in bytes.
+        tsize: u64,
+    },
+}
+
+/// Writes the trie below the top shard `top` anew with `entry` under `name`, or with nothing there: what [`build`] would
+/// have made of the entries. Only shards that lead to the name are read and written.
+///
+/// `read` answers the shards below, `put` stores a block and answers its CID.
+pub fn change<E: From<Collision>>(
+    top: &Shard,
+    name: &str,
+    entry: Option<&DirLink>,
+    metadata: &Metadata,
+    read: &mut dyn FnMut(&Cid) -> Result<Shard, E>,
+    put: &mut dyn FnMut(Bytes) -> Result<Cid, E>,
+) -> Result<Left, E> {
+    change_level(top, 0, name, entry, metadata, read, put)
+}
+
+/// [`change`] of a shard at `level`. Recursion ends with the hash.
+fn change_level<E: From<Collision>>(
+    shard: &Shard,
+    level: u32,
+    name: &str,
+    entry: Option<&DirLink>,
+    metadata: &Metadata,
+    read: &mut dyn FnMut(&Cid) -> Result<Shard, E>,
+    put: &mut dyn FnMut(Bytes) -> Result<Cid, E>,
+) -> Result<Left, E> {
+    let Some(bucket) = shard.bucket(name_hash(name), level) else {
+        let first = shard.slots.iter().find_map(|(_, slot)| match slot {
+            Slot::Entry(entry) => Some(entry.name.clone()),
+            Slot::Shard { .. } => None,
+        });
+        return Err(Collision { first: first.unwrap_or_default(), second: name.to_owned() }.into());
+    };
+    let mut slots = shard.slots.clone();
+    let place = slots.binary_search_by_key(&bucket, |(bucket, _)| *bucket);
+    let occupant = place.ok().map(|at| slots[at].1.clone());
+    let slot = match (occupant, entry) {
+        (None, entry) => entry.cloned().map(Slot::Entry),
+        (Some(Slot::Entry(old)), entry) if old.name == name => entry.cloned().map(Slot::Entry),
+        (Some(Slot::Entry(old)), None) => Some(Slot::Entry(old)),
+        (Some(Slot::Entry(old)), Some(new)) => {
+            let mut both = [(name_hash(&old.name), &old), (name_hash(name), new)];
+            both.sort_unstable_by_key(|(hash, _)| *hash);
+            let (cid, tsize) = build_level(shard.fanout(), &both, level + 1, &Metadata::default(), put)?;
+            Some(Slot::Shard { cid, tsize })
+        }
+        (Some(Slot::Shard { cid, .. }), entry) => {
+            let below = read(&cid)?;
+            match change_level(&below, level + 1, name, entry, &Metadata::default(), read, put)? {
+                Left::Nothing => None,
+                Left::Entry(entry) => Some(Slot::Entry(entry)),
+                Left::Shard { cid, tsize } => Some(Slot::Shard { cid, tsize }),
+            }
+        }
+    };
+    match (place, slot) {
+        (Ok(at), Some(slot)) => slots[at].1 = slot,
+        (Ok(at), None) => drop(slots.remove(at)),
+        (Err(at), Some(slot)) => slots.insert(at, (bucket, slot)),
+        (Err(_), None) => {}
+    }
+    match slots.as_slice() {
+        [] => Ok(Left::Nothing),
+        [(_, Slot::Entry(only))] if level > 0 => Ok(Left::Entry(only.clone())),
+        _ => {
+            let (cid, tsize) = put_shard(shard.fanout(), &slots, metadata, put)?;
+            Ok(Left::Shard { cid, tsize })
+        }
+    }
+}
+
+/// Writes one shard of these slots, which are in the order of their buckets.
+fn put_shard<E>(
+    fanout: u32,
+    slots: &[(u32, Slot)],
+    metadata: &Metadata,
+    put: &mut dyn FnMut(Bytes) -> Result<Cid, E>,
+) -> Result<(Cid, u64), E> {
+    let width = prefix_width(fanout);
+    let link = |(bucket, slot): &(u32, Slot)| match slot {
+        Slot::Entry(entry) => (entry.cid, format!("{bucket:0width$X}{}", entry.name), entry.tsize),
+        Slot::Shard { cid, tsize } => (*cid, format!("{bucket:0width$X}"), *tsize),
+    };
+    let mut below = 0u64;
+    let links = slots.iter().map(|slot| {
+        let (cid, name, tsize) = link(slot);
+        below = below.saturating_add(tsize);
+        PbLink { cid, name: Some(name), tsize: Some(tsize) }
+    });
+    let links = links.collect();
+    let buckets: Vec<u32> = slots.iter().map(|(bucket, _)| *bucket).collect();
     let block = shard_block(fanout, &buckets, links, metadata);
-    let size = below + block.len() as u64;
+    let size = below.saturating_add(block.len() as u64);
     Ok((put(block)?, size))
 }
 
@@ -133,7 +233,12 @@ pub enum Slot {
     /// An entry of the directory.
     Entry(DirLink),
     /// A shard one level down.
-    Shard(Cid),
+    Shard {
+        /// Its CID.
+        cid: Cid,
+        /// Cumulative size in bytes of what is below, as its writer claimed.
+        tsize: u64,
+    },
 }
 
 /// One shard of a large directory.
@@ -168,7 +273,7 @@ impl Shard {
                 .filter(|bucket| *bucket < fanout)
                 .ok_or(UnixFsError::Malformed("a shard's link names a bucket it does not have"))?;
             let slot = match rest {
-                "" => Slot::Shard(link.cid),
+                "" => Slot::Shard { cid: link.cid, tsize: link.tsize.unwrap_or(0) },
                 rest => Slot::Entry(DirLink {
                     name: rest.to_owned(),
                     cid: link.cid,
@@ -182,6 +287,11 @@ impl Shard {
             return Err(UnixFsError::Malformed("two links of a shard claim one bucket"));
         }
         Ok(Shard { bits: fanout.trailing_zeros(), slots })
+    }
+
+    /// Buckets of the shard.
+    pub fn fanout(&self) -> u32 {
+        1 << self.bits
     }
 
     /// Occupied buckets in ascending order.
@@ -257,7 +367,7 @@ mod tests {
         for level in 0.. {
             match shard(&at, blocks).lookup(name, level)? {
                 Slot::Entry(entry) => return Some(entry.cid),
-                Slot::Shard(next) => at = *next,
+                Slot::Shard { cid, .. } => at = *cid,
             }
         }
         None
@@ -276,6 +386,54 @@ mod tests {
             for name in list.iter().chain(&strangers) {
                 let expected = names.contains(name).then(|| hash::cid_v1(hash::RAW, name.as_bytes()));
                 prop_assert_eq!(find(root, name, &blocks), expected);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+        /// Additions, replacements and removals one by one end where building anew ends.
+        #[test]
+        fn changes_give_what_building_gives(
+            fanout in prop::sample::select(vec![8u32, 16, 256]),
+            edits in prop::collection::vec(("[a-c]{1,4}", prop::option::of(0u8..3)), 1..250),
+        ) {
+            let mut model = BTreeMap::new();
+            let mut at = None;
+            let blocks = std::cell::RefCell::new(BTreeMap::new());
+            let mut put = |block: Bytes| {
+                let cid = hash::cid_v1(hash::DAG_PB, &block);
+                blocks.borrow_mut().insert(cid, block);
+                Ok::<_, Collision>(cid)
+            };
+            for (name, value) in edits {
+                let entry = value.map(|value| DirLink {
+                    name: name.clone(),
+                    cid: hash::cid_v1(hash::RAW, &[value]),
+                    tsize: u64::from(value),
+                });
+                let empty = || Shard { bits: fanout.trailing_zeros(), slots: Vec::new() };
+                let top = at.map_or_else(empty, |cid| shard(&cid, &blocks.borrow()));
+                let mut read = |cid: &Cid| Ok(shard(cid, &blocks.borrow()));
+                let left =
+                    change(&top, &name, entry.as_ref(), &Metadata::default(), &mut read, &mut put).unwrap();
+                match entry {
+                    Some(entry) => drop(model.insert(name, entry)),
+                    None => drop(model.remove(&name)),
+                }
+                let entries: Vec<DirLink> = model.values().cloned().collect();
+                at = match left {
+                    Left::Shard { cid, tsize } => {
+                        let built = build(fanout, &entries, &Metadata::default(), &mut put).unwrap();
+                        prop_assert_eq!((cid, tsize), built);
+                        Some(cid)
+                    }
+                    Left::Nothing => {
+                        prop_assert!(entries.is_empty());
+                        None
+                    }
+                    Left::Entry(_) => panic!("the top shard is never an entry"),
+                };
             }
         }
     }

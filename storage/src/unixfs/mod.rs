@@ -200,29 +200,61 @@ impl Node {
                 parts: Vec::new(),
                 size: block.len() as u64,
             })),
-            hash::DAG_PB => decode_dag_pb(block),
+            hash::DAG_PB => {
+                let (data, links) = open_dag_pb(block)?;
+                decode_dag_pb(data, links)
+            }
             codec => Err(UnixFsError::Codec(codec)),
         }
     }
+
+    /// [`decode`](Self::decode), with the mode and time that the block records. Raw blocks record none.
+    pub fn decode_with_metadata(cid: &Cid, block: &Bytes) -> Result<(Node, Metadata), UnixFsError> {
+        if cid.codec() != hash::DAG_PB {
+            return Ok((Node::decode(cid, block)?, Metadata::default()));
+        }
+        let (data, links) = open_dag_pb(block)?;
+        let metadata = metadata_of(&data)?;
+        Ok((decode_dag_pb(data, links)?, metadata))
+    }
 }
 
-fn decode_dag_pb(block: &Bytes) -> Result<Node, UnixFsError> {
+/// The UnixFS message and the links of a dag-pb block.
+fn open_dag_pb(block: &Bytes) -> Result<(Data, Vec<PbLink>), UnixFsError> {
     let node = PbNode::decode(block)?;
     let bytes = node.data.ok_or_else(|| UnixFsError::NoData("the data section is missing".into()))?;
     let data = Data::decode(bytes).map_err(|error| UnixFsError::NoData(error.to_string()))?;
+    Ok((data, node.links))
+}
+
+fn metadata_of(data: &Data) -> Result<Metadata, UnixFsError> {
+    let mtime = match data.mtime {
+        None => None,
+        Some(UnixTime { seconds: None, .. }) => {
+            return Err(UnixFsError::Malformed("a time without seconds"));
+        }
+        Some(UnixTime { nanoseconds: Some(1_000_000_000..), .. }) => {
+            return Err(UnixFsError::Malformed("a time with more than 999,999,999 nanoseconds"));
+        }
+        Some(UnixTime { seconds: Some(seconds), nanoseconds }) => Some((seconds, nanoseconds.unwrap_or(0))),
+    };
+    Ok(Metadata::new(data.mode, mtime))
+}
+
+fn decode_dag_pb(data: Data, links: Vec<PbLink>) -> Result<Node, UnixFsError> {
     let kind = data.kind.ok_or_else(|| UnixFsError::NoData("the type is missing".into()))?;
     match DataType::try_from(kind) {
-        Ok(DataType::File | DataType::Raw) => file_node(data, node.links).map(Node::File),
+        Ok(DataType::File | DataType::Raw) => file_node(data, links).map(Node::File),
         Ok(DataType::Directory) => {
-            let entries = node.links.into_iter().map(|link| DirLink {
+            let entries = links.into_iter().map(|link| DirLink {
                 name: link.name.unwrap_or_default(),
                 cid: link.cid,
                 tsize: link.tsize.unwrap_or(0),
             });
             Ok(Node::Directory(entries.collect()))
         }
-        Ok(DataType::HamtShard) => hamt::Shard::new(&data, node.links).map(Node::Shard),
-        Ok(DataType::Symlink) if node.links.is_empty() => Ok(Node::Symlink(data.data.unwrap_or_default())),
+        Ok(DataType::HamtShard) => hamt::Shard::new(&data, links).map(Node::Shard),
+        Ok(DataType::Symlink) if links.is_empty() => Ok(Node::Symlink(data.data.unwrap_or_default())),
         Ok(DataType::Symlink) => Err(UnixFsError::Malformed("a symlink with links")),
         Ok(DataType::Metadata) => Err(UnixFsError::Malformed("metadata nodes have no content")),
         Err(_) => Err(UnixFsError::Malformed("unknown type")),
