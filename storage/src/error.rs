@@ -86,8 +86,10 @@ pub enum StoreError {
         /// What it said.
         detail: String,
     },
-    /// The block database failed and was reopened while this ingest was under way.
-    #[error("the block database was reopened after a failure; this write was not kept: start it again")]
+    /// The block database failed and was reopened while this ingest or collection was under way.
+    #[error(
+        "the block database was reopened after a failure; what was under way was broken off: start it again"
+    )]
     Reopened,
     /// The ingest already failed; its first error says why.
     #[error("this write failed before and cannot go on; nothing of it was kept")]

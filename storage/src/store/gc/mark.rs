@@ -42,14 +42,19 @@ impl Marking {
     }
 
     /// Marks about `blocks` blocks; `false` when every pin is walked.
-    pub fn step(&mut self, store: &Store, marks: &mut Marks, blocks: usize) -> Result<bool, StoreError> {
-        let (db, _) = store.shared.db()?;
+    pub fn step(
+        &mut self,
+        store: &Store,
+        db: &Arc<BlockDb>,
+        marks: &mut Marks,
+        blocks: usize,
+    ) -> Result<bool, StoreError> {
         let mut left = blocks;
         while left > 0 {
             match self.walk.take() {
                 Some(Walk::Dag { pin, mut stack }) => {
                     if let Some(cid) = stack.pop() {
-                        visit(store, &db, marks, &pin, cid, &mut stack)?;
+                        visit(store, db, marks, &pin, cid, &mut stack)?;
                         left -= 1;
                         self.walk = Some(Walk::Dag { pin, stack });
                     }

@@ -1,8 +1,8 @@
 //! Collection: finds what no pin reaches and gives its space back, while everything else goes on.
 //!
 //! 1. Expired pins go.
-//! 2. A flush, so that every block that could be swept is durable before its deletion is logged.
-//! 3. A new generation begins; what is stamped from now on, or since the oldest lease, is safe.
+//! 2. A new generation begins; what is stamped from now on, or since the oldest lease, is safe.
+//! 3. A flush, so that every block that could be swept is durable before its deletion is logged.
 //! 4. Mark ([`mark`]): every block that a pin reaches is noted in a set that moves to the disk when it grows
 //!    ([`marks`]), so memory does not grow with the store.
 //! 5. Sweep ([`sweep`]): unmarked blocks with an old stamp are deleted in small batches, each checked again under its
@@ -162,6 +162,8 @@ pub(super) fn now() -> u64 {
 pub(super) struct Collection {
     store: Store,
     options: GcOptions,
+    /// The block database that it began with. A reopened one has lost the stamps of hits, so nothing is swept in it.
+    incarnation: u64,
     /// Unmarked blocks with a stamp below this go.
     oldest: u64,
     marks: Marks,
@@ -186,10 +188,7 @@ impl Collection {
         if !options.dry_run {
             report.expired_pins = store.expire_pins(now)?;
         }
-        let (db, _) = shared.db()?;
-        if shared.has_unflushed() {
-            shared.flush(&db)?;
-        }
+        let (db, incarnation) = shared.db()?;
         let generation = shared.leases.generation() + 1;
         let mut batch = store.state().batch();
         batch.put(&GENERATION, &(), &generation)?;
@@ -198,9 +197,12 @@ impl Collection {
         }
         store.state().commit(batch)?;
         let oldest = shared.leases.advance(generation);
+        // After the generation: whatever is written later has its stamp, or that of a lease which `oldest` respects.
+        shared.flush(&db)?;
         Ok(Collection {
             store: store.clone(),
             options,
+            incarnation,
             oldest,
             marks: Marks::new(shared.marks_path.clone()),
             stage: Stage::Mark(Marking::new(options.dry_run.then_some(now))),
@@ -215,10 +217,15 @@ impl Collection {
         if shared.stopping.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(StoreError::CollectionStopped);
         }
+        // Held for the whole step, so that the database is not reopened within it.
+        let (db, incarnation) = shared.db()?;
+        if incarnation != self.incarnation {
+            return Err(StoreError::Reopened);
+        }
         let more = match &mut self.stage {
-            Stage::Mark(marking) => marking.step(&self.store, &mut self.marks, blocks)?,
+            Stage::Mark(marking) => marking.step(&self.store, &db, &mut self.marks, blocks)?,
             Stage::Sweep(sweeping) => {
-                sweeping.step(&self.store, &self.marks, self.oldest, blocks, &mut self.report)?
+                sweeping.step(&self.store, &db, &self.marks, self.oldest, blocks, &mut self.report)?
             }
             Stage::Reclaim(reclaiming) => reclaiming.step(&shared)?,
             Stage::Done => return Ok(false),

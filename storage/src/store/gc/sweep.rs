@@ -24,12 +24,12 @@ impl Sweeping {
     pub fn step(
         &mut self,
         store: &Store,
+        db: &BlockDb,
         marks: &Marks,
         oldest: u64,
         blocks: usize,
         report: &mut GcReport,
     ) -> Result<bool, StoreError> {
-        let (db, _) = store.shared.db()?;
         let mut dead: Vec<(Vec<u8>, Meta)> = Vec::with_capacity(BATCH.min(blocks));
         let mut left = blocks;
         let mut more = false;
@@ -46,10 +46,10 @@ impl Sweeping {
                 dead.push((key, meta));
             }
             if dead.len() == BATCH {
-                self.delete(store, &db, &mut dead, oldest, report)?;
+                self.delete(store, db, &mut dead, oldest, report)?;
             }
         }
-        self.delete(store, &db, &mut dead, oldest, report)?;
+        self.delete(store, db, &mut dead, oldest, report)?;
         Ok(more)
     }
 
@@ -113,6 +113,10 @@ impl Store {
         let (db, _) = self.shared.db()?;
         let key = key(cid);
         let _stripe = self.shared.stripes.lock(std::iter::once(key.as_slice()));
+        // A logged deletion of what is only in memory would upset the totals in a crash.
+        if self.shared.has_unflushed() {
+            self.shared.flush(&db)?;
+        }
         Ok(!self.forget(&db, &[key.as_slice()], |_| true)?.is_empty())
     }
 }

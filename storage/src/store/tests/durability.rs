@@ -160,3 +160,47 @@ fn many_small_pinned_ingests_share_files() {
     let copy = crash_copy(dir.path());
     assert_eq!(open(copy.path()).stat().unwrap().blocks, 121);
 }
+
+#[test]
+fn a_collection_ends_when_the_database_is_reopened_under_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let known = block(1, 1 << 10);
+    put_all(&store, std::slice::from_ref(&known));
+    put_all(&store, &[block(2, 1 << 10)]);
+    let mut collection = gc::Collection::begin(&store, 0, GcOptions::default()).unwrap();
+    while collection.progress().phase == GcPhase::Mark {
+        collection.step(1).unwrap();
+    }
+    // Behind the marks it is asked for again: its stamp alone protects it, and that is in memory only.
+    let mut ingest = store.ingest(Class::Own).unwrap();
+    ingest.put(&known.0, known.1.clone()).unwrap();
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin("late", PinKind::Direct, known.0)).unwrap();
+    ingest.finish(batch).unwrap();
+    {
+        let mut slot = store.shared.slot.write();
+        drop(Arc::try_unwrap(slot.db.take().unwrap()).ok().expect("nobody else holds it"));
+        slot.db = Some(Arc::new(BlockDb::open(&dir.path().join("blocks")).unwrap()));
+        slot.incarnation += 1;
+    }
+    assert!(matches!(collection.step(10), Err(StoreError::Reopened)));
+    assert_eq!(store.get(&known.0).unwrap(), Some(known.1));
+    assert_eq!(store.gc().unwrap().freed_blocks, 1, "the next one goes its way");
+}
+
+#[test]
+fn a_block_that_is_only_in_memory_is_not_deleted_from_the_books_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (cid, data) = block(1, 1 << 10);
+    let mut ingest = store.ingest(Class::Own).unwrap();
+    ingest.put(&cid, data).unwrap();
+    ingest.expose().unwrap();
+    assert!(store.remove(&cid).unwrap());
+    drop(ingest);
+    let copy = crash_copy(dir.path());
+    let store = open(copy.path());
+    let stat = store.stat().unwrap();
+    assert_eq!((stat.blocks, stat.bytes), (0, 0));
+}
