@@ -225,6 +225,9 @@ impl Inner {
     ) -> Result<Heard, RentError> {
         let r = &self.agreement(id).await?;
         let mut last = self.probe(r, epoch).await;
+        if last.is_none() {
+            last = self.pay_before(id, r).await?;
+        }
         let (mut retries, mut redials) = (RETRIES, REDIALS);
         let last = loop {
             if let Some(last) = last {
@@ -249,6 +252,30 @@ impl Inner {
             return Ok(Heard { verdict, ..last });
         }
         Ok(last)
+    }
+
+    /// Brings a voucher that is not acknowledged before more is audited: a host need not prove beyond what it is owed.
+    /// If it is silent about it, that is this round's verdict.
+    async fn pay_before(
+        self: &Arc<Self>,
+        id: B256,
+        r: &RenterAgreement,
+    ) -> Result<Option<Heard>, RentError> {
+        if r.acknowledged || r.voucher.is_none() {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let mut silence = None;
+        for _ in 0..=REDIALS {
+            match self.pay(id).await {
+                // What it makes of the voucher is no proof either way.
+                Ok(Brought::Done) | Err(RentError::Protocol(_)) => return Ok(None),
+                Ok(Brought::Silence(verdict)) => silence = Some(verdict),
+                Err(error) => return Err(error),
+            }
+        }
+        let millis = began.elapsed().as_millis() as u64;
+        Ok(silence.map(|verdict| Heard { verdict, millis, excuse: false }))
     }
 
     /// Counts one nonce for the audit of `epoch`, before it is drawn; false if it has had all.
@@ -344,11 +371,11 @@ impl Inner {
     }
 
     /// Sends the newest voucher until it is acknowledged, adopting a better one of ours that the host shows.
-    pub(super) async fn pay(self: &Arc<Self>, id: B256) -> Result<(), RentError> {
+    async fn pay(self: &Arc<Self>, id: B256) -> Result<Brought, RentError> {
         // Twice: a voucher that was behind is made anew on the better one.
         for _ in 0..2 {
             let r = self.agreement(id).await?;
-            let Some(voucher) = r.voucher.clone().filter(|_| !r.acknowledged) else { return Ok(()) };
+            let Some(voucher) = r.voucher.clone().filter(|_| !r.acknowledged) else { break };
             let send = RentalRequest::Voucher { id, voucher: voucher.clone() };
             match self.ask_within(&r.host, &send, QUICK_ANSWER).await {
                 Ok(RentalReply::Acknowledged { amount, epochs }) if amount >= voucher.document.amount => {
@@ -356,18 +383,23 @@ impl Inner {
                 }
                 Ok(RentalReply::Behind { voucher: shown }) => self.adopt(id, shown).await?,
                 Ok(other) => return Err(unexpected(&other)),
-                Err(RentError::Courier(_)) => {
-                    tracing::info!(agreement = %id, "the host is away; its voucher waits");
-                    return Ok(());
+                Err(RentError::Courier(error)) => {
+                    tracing::info!(agreement = %id, %error, "the host is away; its voucher waits");
+                    return Ok(match error {
+                        CourierError::Timeout => Brought::Silence(Verdict::Timeout),
+                        CourierError::Unreachable(_) => Brought::Silence(Verdict::Offline),
+                        // It, or this node, is busy or starting: the audit says more.
+                        _ => Brought::Done,
+                    });
                 }
                 Err(RentError::Refused(refusal)) => {
                     tracing::warn!(agreement = %id, %refusal, "the host did not credit the voucher; it waits");
-                    return Ok(());
+                    break;
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(Brought::Done)
     }
 
     async fn acknowledged(
@@ -438,6 +470,14 @@ struct Heard {
     millis: u64,
     /// Whether the silence was an excuse in words.
     excuse: bool,
+}
+
+/// What came of bringing a voucher.
+enum Brought {
+    /// The host has answered, or there is nothing to bring.
+    Done,
+    /// It could not be asked: what an audit would have shown.
+    Silence(Verdict),
 }
 
 /// What became of a due audit.
