@@ -24,10 +24,11 @@ pub(crate) mod tick;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use btfs_ledger::{B256, Btt, PublicKey, SecretKey};
-use btfs_storage::Store;
+use btfs_storage::{Class, Store, StoreError};
 use btfs_storage::blocklist::BlockList;
 use btfs_storage::db::{Batch, DbError};
 use parking_lot::{Mutex, RwLock};
@@ -54,6 +55,9 @@ pub enum HostError {
     /// The state database failed.
     #[error("the host's records cannot be read or written: {0}")]
     Db(#[from] DbError),
+    /// The block store failed.
+    #[error("the block store failed: {0}")]
+    Store(#[from] StoreError),
     /// A setting that makes no sense.
     #[error("{0}; the settings were not changed")]
     Setting(String),
@@ -93,6 +97,10 @@ pub(crate) struct Inner {
     unfunded_slot: Arc<Semaphore>,
     proof_slots: Semaphore,
     provers: Mutex<prove::Provers>,
+    /// Whether blocks of agreements that are over may wait for a collection.
+    garbage: AtomicBool,
+    /// When this process last collected.
+    collected: Mutex<Option<Instant>>,
     /// Agreements whose renter owes for more proven epochs than it should: when that was first seen, on the settlement's
     /// clock and on ours.
     pub arrears: Mutex<HashMap<B256, (u64, Instant)>>,
@@ -168,6 +176,7 @@ impl HostService {
             .run(|s| s.state().get(&records::SETTINGS, &records::SETTINGS_KEY.to_owned()))
             .await?
             .unwrap_or_default();
+        let left_over = parts.store.run(left_over).await?;
         Ok(HostService(Arc::new(Inner {
             store: parts.store,
             money: parts.money,
@@ -185,6 +194,8 @@ impl HostService {
             unfunded_slot: Arc::new(Semaphore::new(1)),
             proof_slots: Semaphore::new(MAX_PROOFS),
             provers: Mutex::new(prove::Provers::default()),
+            garbage: AtomicBool::new(left_over),
+            collected: Mutex::new(None),
             arrears: Mutex::new(HashMap::new()),
             paying: tokio::sync::Mutex::new(()),
             worked_through: tokio::sync::watch::Sender::new(0),
@@ -404,6 +415,18 @@ impl HostAgreement {
 pub(crate) fn internal(error: impl std::fmt::Display) -> Refusal {
     tracing::error!(%error, "the host failed");
     Refusal::Internal("its database failed; see its log".into())
+}
+
+/// Whether the store holds more hosted bytes than agreements account for: an earlier run ended before it collected.
+/// Only then a start collects, since a collection also takes what the user left unpinned.
+fn left_over(s: &Store) -> Result<bool, HostError> {
+    let mut kept = 0u64;
+    for row in s.state().scan(&records::AGREEMENTS, &[]) {
+        let (_, r) = row?;
+        kept = kept.saturating_add(if r.state.holds_space() { r.agreement.size } else { 0 });
+    }
+    let stat = s.stat()?;
+    Ok(stat.classes.iter().any(|c| c.class == Class::Hosted && c.bytes > kept))
 }
 
 /// The name under which an agreement's pin and space are kept.

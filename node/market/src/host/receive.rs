@@ -137,6 +137,8 @@ impl Inner {
             let result = tokio::time::timeout(left, job).await.unwrap_or(Err(late));
             if let Err(refusal) = &result {
                 tracing::warn!(agreement = %id, %refusal, "a transfer ended");
+                // What came in meanwhile is nobody's if its agreement was withdrawn.
+                self.garbage.store(true, Ordering::Relaxed);
             }
             self.pulls.lock().remove(&id);
             // Nobody may be waiting any more.

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use btfs_ledger::{B256, PublicKey};
@@ -23,6 +24,9 @@ use crate::states::HostState;
 pub(crate) const VOUCHER_WAIT: Duration = Duration::from_secs(30);
 /// The reason on record when the host ends it for lack of vouchers.
 const UNPAID: &str = "the renter does not pay for proven epochs";
+/// Least time between two collections after agreements that never began: whoever delivers and withdraws without end
+/// must not keep the disk busy. Those that were paid for are collected at once.
+const COLLECT_PAUSE: Duration = Duration::from_secs(60);
 /// How long the renter has to answer a notice.
 const NOTICE_WAIT: Duration = Duration::from_secs(10);
 
@@ -47,13 +51,7 @@ impl HostService {
                 }
             }
         }
-        if !freed.is_empty() {
-            match self.0.store.run(|s| s.gc()).await {
-                Ok(_) => freed.into_iter().for_each(|event| self.0.events.send(event)),
-                // What is unpinned goes with the next collection.
-                Err(error) => tracing::warn!(%error, "the space of ended agreements is not collected yet"),
-            }
-        }
+        self.0.collect(freed).await;
         if done {
             self.0.worked_through.send_modify(|t| *t = now.max(*t));
         }
@@ -129,6 +127,22 @@ impl HostService {
 }
 
 impl Inner {
+    /// Collects what agreements have left behind, and says what became free.
+    async fn collect(&self, freed: Vec<MarketEvent>) {
+        let soon = self.collected.lock().is_some_and(|at| at.elapsed() < COLLECT_PAUSE);
+        if (freed.is_empty() && soon) || !self.garbage.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        match self.store.run(|s| s.gc()).await {
+            Ok(_) => freed.into_iter().for_each(|event| self.events.send(event)),
+            Err(error) => {
+                self.garbage.store(true, Ordering::Relaxed);
+                tracing::warn!(%error, "the space of ended agreements is not collected yet");
+            }
+        }
+        *self.collected.lock() = Some(Instant::now());
+    }
+
     /// One agreement's due step; whether space became free.
     async fn tick_one(
         self: &Arc<Self>,
@@ -254,8 +268,9 @@ impl Inner {
             return Ok(false);
         }
         self.provers.lock().forget(id);
-        // If this does not work out, the funder takes it back alone after the window.
-        self.release_rest(id).await?;
+        if let Err(error) = self.release_rest(id).await {
+            tracing::warn!(agreement = %id, %error, "the rest of the lock is not released; its funder takes it back after the window");
+        }
         Ok(true)
     }
 
@@ -270,7 +285,11 @@ impl Inner {
             r.state.advance(HostState::Done).map_err(internal)?;
             Ok(true)
         });
-        Ok(done.await?)
+        let done = done.await?;
+        if done {
+            self.garbage.store(true, Ordering::Relaxed);
+        }
+        Ok(done)
     }
 
     /// Ends an agreement that never began, frees its space, and forgets it: nothing is signed, nothing is owed, and
@@ -294,7 +313,10 @@ impl Inner {
                 let mut batch = db.batch();
                 free(s, &mut batch, id)?;
                 batch.delete(&records::AGREEMENTS, &id.0).map_err(internal)?;
-                db.commit(batch).map_err(internal)
+                db.commit(batch).map_err(internal)?;
+                // Whoever withdraws what it had delivered must not fill the disk.
+                this.garbage.store(true, Ordering::Relaxed);
+                Ok(())
             })
             .await
     }

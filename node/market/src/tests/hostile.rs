@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use btfs_ledger::typed::{Agreement, Document, Signed};
 use btfs_ledger::{B256, Btt};
+use btfs_storage::BlockSource;
 use parking_lot::Mutex;
 
 use super::world::{DAY, Tamper, World, btt};
@@ -364,4 +365,50 @@ fn a_list_travels_in_full_pages() {
         world.on(1, async move { host.rental(renter, RentalRequest::Propose { proposal, page }).await });
     let RentalReply::Refused(Refusal::List(why)) = reply else { panic!("{reply:?}") };
     assert!(why.contains("not full"), "{why}");
+}
+
+#[test]
+fn what_was_delivered_and_withdrawn_is_collected() {
+    let world = World::new(2);
+    world.rent_out(1..2);
+    let root = world.add(0, 300_000);
+    let (tell, asked) = std::sync::mpsc::channel();
+    // The host has pulled everything by then; the renter goes no further.
+    world.wire.tamper(move |_, protocol, bytes| match rental(protocol, bytes) {
+        Some(RentalRequest::Sign(signed)) => {
+            tell.send(signed.document.id).ok();
+            Tamper::Instead(Err(CourierError::Protocol("noise".into())))
+        }
+        _ => Tamper::Pass,
+    });
+    begin(&world, World::order(root, 30, None, Some(1)));
+    let id = asked.recv().unwrap();
+    assert!(world.store(1).has(&root).unwrap());
+    let (host, renter, now) = (world.market(1).host().clone(), world.nodes[0].key.public(), world.ledger.now());
+    world.on(1, async move {
+        host.rental(renter, RentalRequest::Cancel { id, epoch: u32::MAX }).await;
+        host.tick(now).await;
+    });
+    assert!(!world.store(1).has(&root).unwrap(), "the blocks are gone with their agreement");
+}
+
+#[test]
+fn what_a_crash_left_uncollected_goes_at_the_next_start() {
+    let world = World::new(2);
+    world.rent_out(1..2);
+    let root = world.add(0, 300_000);
+    let id = world.store_and_wait(0, World::order(root, 30, None, Some(1)));
+    let agreement = only_place(&world, id).agreement;
+    // As after a crash between the record's end and the collection.
+    let store = world.store(1);
+    let mut batch = store.state().batch();
+    store.unpin(&mut batch, &crate::host::pin_id(agreement).into()).unwrap();
+    batch.delete(&crate::host::records::AGREEMENTS, &agreement.0).unwrap();
+    store.state().commit(batch).unwrap();
+    drop(store);
+    world.kill(1);
+    world.start(1);
+    let (host, now) = (world.market(1).host().clone(), world.ledger.now());
+    world.on(1, async move { host.tick(now).await });
+    assert!(!world.store(1).has(&root).unwrap());
 }
