@@ -23,7 +23,7 @@ mod sign;
 pub(crate) mod tick;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -101,8 +101,10 @@ pub(crate) struct Inner {
     garbage: AtomicBool,
     /// When this process last collected.
     collected: Mutex<Option<Instant>>,
-    /// Agreements whose renter owes for more proven epochs than it should: when that was first seen, on the settlement's
-    /// clock and on ours.
+    /// Settlement time of this process's first tick.
+    up_since: OnceLock<u64>,
+    /// Agreements that are not paid for as they should be: when that was first seen, on the settlement's clock and on
+    /// ours.
     pub arrears: Mutex<HashMap<B256, (u64, Instant)>>,
     /// One redemption at a time: each reads, calls and records.
     paying: tokio::sync::Mutex<()>,
@@ -196,6 +198,7 @@ impl HostService {
             provers: Mutex::new(prove::Provers::default()),
             garbage: AtomicBool::new(left_over),
             collected: Mutex::new(None),
+            up_since: OnceLock::new(),
             arrears: Mutex::new(HashMap::new()),
             paying: tokio::sync::Mutex::new(()),
             worked_through: tokio::sync::watch::Sender::new(0),

@@ -206,6 +206,7 @@ fn reserved(renter: PublicKey, proposal: &Proposal, reserved_until: u64) -> Host
         paid: btfs_ledger::Btt::ZERO,
         ends: None,
         lost: btfs_ledger::Btt::ZERO,
+        skipped: 0,
     }
 }
 

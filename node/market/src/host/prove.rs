@@ -109,9 +109,13 @@ impl HostService {
     /// Remembers what was proven: the voucher that follows is measured by it.
     async fn answered(&self, request: &AuditRequest) -> Result<(), Refusal> {
         let (from, epoch) = (request.from, request.epoch);
+        let since = *self.0.up_since.get().unwrap_or(&u64::MAX);
         self.0
             .change(request.id, move |_, _, r| {
                 let last = r.answered.map_or(0, |a| a.epoch + 1);
+                // What ended before this process began may have been missed for its own absence.
+                let first = r.schedule().epoch_at(since).max(last);
+                r.skipped = r.skipped.saturating_add(from.saturating_sub(first));
                 r.proven = r.proven.saturating_add((epoch + 1).saturating_sub(from.max(last)));
                 if r.answered.is_none_or(|a| a.epoch < epoch) {
                     r.answered = Some(Answered { from, epoch });

@@ -6,6 +6,7 @@ use btfs_storage::db::Table;
 use serde::{Deserialize, Serialize};
 
 use crate::pages::Pages;
+use crate::schedule::MAX_CATCH_UP;
 use crate::states::HostState;
 use crate::vouchers::Answered;
 
@@ -98,6 +99,9 @@ pub struct HostAgreement {
     /// Owed by the best voucher when the lock was found empty: it cannot be redeemed, so nothing waits for it.
     #[serde(default)]
     pub lost: Btt,
+    /// Epochs that audits have left out and so made final unpaid, while this host was there to answer.
+    #[serde(default)]
+    pub skipped: u32,
 }
 
 /// Proven epochs that may be unpaid before a renter counts as one that does not pay: the newest ones are on their way.
@@ -105,6 +109,31 @@ const UNPAID: u32 = 2;
 /// Of all proven epochs one in so many may stay unpaid besides: answers that got lost on the way back are judged as
 /// silence by an honest renter too.
 const LOST_ANSWERS: u32 = 10;
+/// Epochs that audits may leave out, besides half of those that have ended: what an honest renter judges as silence while
+/// this host believes that it can be reached.
+const SKIPPED: u32 = 3;
+
+/// Why a host ends an agreement that it is not paid for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unpaid {
+    /// Proofs were given and no vouchers came.
+    Proven,
+    /// No proof was asked for, or none could be given, for longer than one audit can make up for.
+    Unasked,
+    /// Audits leave out most epochs.
+    Skipped,
+}
+
+impl Unpaid {
+    /// The reason on record.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Proven => "the renter does not pay for proven epochs",
+            Self::Unasked => "nothing was proven, and so nothing is paid, for more than 14 epochs",
+            Self::Skipped => "the renter's audits leave out most epochs",
+        }
+    }
+}
 
 impl HostAgreement {
     /// Owed by the best voucher and not yet paid out, as far as the lock has not been found empty.
@@ -123,6 +152,20 @@ impl HostAgreement {
     /// Whether more proven epochs are unpaid than a renter that pays would leave.
     pub fn in_arrears(&self) -> bool {
         self.unpaid_proven() > UNPAID.saturating_add(self.proven / LOST_ANSWERS)
+    }
+
+    /// Whether the agreement is one that is not paid for, at settlement time `now`, and how.
+    pub(crate) fn unpaid(&self, now: u64) -> Option<Unpaid> {
+        let ended = self.schedule().ended(now);
+        let vouched = self.voucher.as_ref().map_or(0, |v| v.document.epochs);
+        let proven = self.answered.map_or(0, |a| a.epoch.saturating_add(1));
+        if self.in_arrears() {
+            Some(Unpaid::Proven)
+        } else if ended.saturating_sub(vouched.max(proven)) > MAX_CATCH_UP {
+            Some(Unpaid::Unasked)
+        } else {
+            (self.skipped > SKIPPED.saturating_add(ended / 2)).then_some(Unpaid::Skipped)
+        }
     }
 
     /// Owed in all by the best voucher.

@@ -12,6 +12,7 @@ use btfs_ledger::{B256, PublicKey};
 use btfs_storage::Store;
 use btfs_storage::db::Batch;
 
+use super::records::Unpaid;
 use super::{HostAgreement, HostError, HostService, Inner, internal, pin_id, records};
 use crate::events::MarketEvent;
 use crate::messages::{RENTAL_PROTOCOL, Refusal, RentalReply, RentalRequest, decode, encode};
@@ -22,8 +23,6 @@ use crate::states::HostState;
 
 /// Wall-clock time in which a voucher comes after its proof, however fast a local clock is stepped.
 pub(crate) const VOUCHER_WAIT: Duration = Duration::from_secs(30);
-/// The reason on record when the host ends it for lack of vouchers.
-const UNPAID: &str = "the renter does not pay for proven epochs";
 /// Least time between two collections after agreements that never began: whoever delivers and withdraws without end
 /// must not keep the disk busy. Those that were paid for are collected at once.
 const COLLECT_PAUSE: Duration = Duration::from_secs(60);
@@ -33,6 +32,7 @@ const NOTICE_WAIT: Duration = Duration::from_secs(10);
 impl HostService {
     /// Does everything that is due at settlement time `now`.
     pub async fn tick(&self, now: u64) {
+        self.0.up_since.get_or_init(|| now);
         let all = match self.0.all().await {
             Ok(all) => all,
             Err(error) => return tracing::error!(%error, "the host's agreements cannot be read"),
@@ -165,8 +165,8 @@ impl Inner {
                     self.close(id, None).await?;
                     return self.closing(id, now).await;
                 }
-                if self.stays_unpaid(id, &r, now) {
-                    self.close(id, Some(now)).await?;
+                if let Some(why) = self.stays_unpaid(id, &r, now) {
+                    self.close(id, Some((why, now))).await?;
                     self.clone().tell_end(id, r.renter, schedule.epoch_at(now).saturating_add(1));
                     return self.closing(id, now).await;
                 }
@@ -208,30 +208,29 @@ impl Inner {
         Ok(leaving)
     }
 
-    /// Whether proven epochs have been unpaid for the half epoch in which a verdict and its voucher come. Counted from
+    /// Whether an agreement has been unpaid for the half epoch in which a verdict and its voucher come. Counted from
     /// when this process first saw it, so that a renter can bring what a host that was away has missed.
-    fn stays_unpaid(&self, id: B256, r: &HostAgreement, now: u64) -> bool {
+    fn stays_unpaid(&self, id: B256, r: &HostAgreement, now: u64) -> Option<Unpaid> {
         let mut arrears = self.arrears.lock();
-        if !r.in_arrears() {
+        let Some(why) = r.unpaid(now) else {
             arrears.remove(&id);
-            return false;
-        }
+            return None;
+        };
         let (since, seen) = *arrears.entry(id).or_insert((now, Instant::now()));
         let half = (r.schedule().length / 2).max(1);
         // A voucher may be on its way while a local clock jumps.
-        now >= since.saturating_add(half) && seen.elapsed() >= VOUCHER_WAIT
+        (now >= since.saturating_add(half) && seen.elapsed() >= VOUCHER_WAIT).then_some(why)
     }
 
-    /// Active -> Closing: the term is over, or `unpaid` (since now) the renter does not pay and it ends with the next
-    /// epoch.
-    async fn close(self: &Arc<Self>, id: B256, unpaid: Option<u64>) -> Result<(), Refusal> {
+    /// Active -> Closing: the term is over, or it is `unpaid` (seen now) and ends with the next epoch.
+    async fn close(self: &Arc<Self>, id: B256, unpaid: Option<(Unpaid, u64)>) -> Result<(), Refusal> {
         let (peer, reason) = self
             .change(id, move |_, _, r| {
                 r.state.advance(HostState::Closing).map_err(internal)?;
-                if let Some(now) = unpaid {
+                if let Some((why, now)) = unpaid {
                     let next = r.schedule().epoch_at(now).saturating_add(1);
                     r.ends = Some(r.ends.unwrap_or(r.agreement.end_epoch).min(next));
-                    r.reason = Some(UNPAID.to_owned());
+                    r.reason = Some(why.reason().to_owned());
                 }
                 Ok((r.renter, r.reason.clone().filter(|_| unpaid.is_some())))
             })

@@ -259,9 +259,7 @@ fn proofs_without_vouchers_come_to_an_end() {
     assert!(matches!(audit(0, 3), AuditReply::Proof(_)));
     world.ledger.step(DAY).unwrap();
     assert_eq!(hosted(&world, 1).state, HostState::Active, "not by a clock that jumps alone");
-    for (_, seen) in world.market(1).host().0.arrears.lock().values_mut() {
-        *seen -= VOUCHER_WAIT;
-    }
+    impatient(&world);
     world.ledger.step(60).unwrap();
     let closed = hosted(&world, 1);
     assert_eq!(closed.state, HostState::Closing);
@@ -271,6 +269,66 @@ fn proofs_without_vouchers_come_to_an_end() {
         world.ledger.step(DAY).unwrap();
     }
     assert_eq!(hosted(&world, 1).state, HostState::Done);
+    world.check_supply();
+}
+
+/// A host with one agreement of 60 days, whose renter is gone; an audit of it in the renter's name.
+fn abandoned() -> (World, impl Fn(&World, u32, u32) -> AuditReply) {
+    let world = World::new(2);
+    world.rent_out(1..2);
+    let root = world.add(0, 300_000);
+    let id = world.store_and_wait(0, World::order(root, 60, None, Some(1)));
+    let agreement = only_place(&world, id).agreement;
+    let renter = world.nodes[0].key.public();
+    world.kill(0);
+    let audit = move |world: &World, from, epoch| {
+        let host = world.market(1).host().clone();
+        let request = AuditRequest { id: agreement, from, epoch, nonce: B256::repeat_byte(epoch as u8) };
+        world.on(1, async move { host.audit(renter, request).await })
+    };
+    (world, audit)
+}
+
+/// Lets the host's patience with what it is not paid for run out, without waiting.
+fn impatient(world: &World) {
+    for (_, seen) in world.market(1).host().0.arrears.lock().values_mut() {
+        *seen -= VOUCHER_WAIT;
+    }
+}
+
+#[test]
+fn storing_without_a_question_comes_to_an_end() {
+    let (world, audit) = abandoned();
+    world.ledger.step(14 * DAY).unwrap();
+    assert_eq!(hosted(&world, 1).state, HostState::Active);
+    assert!(world.market(1).host().0.arrears.lock().is_empty(), "one audit can still settle these");
+    assert!(matches!(audit(&world, 0, 0), AuditReply::Proof(_)), "and one that was missed begins anew");
+    world.ledger.step(DAY).unwrap();
+    assert_eq!(hosted(&world, 1).state, HostState::Active);
+    impatient(&world);
+    world.ledger.step(DAY).unwrap();
+    assert_eq!(hosted(&world, 1).state, HostState::Active);
+    impatient(&world);
+    world.ledger.step(DAY).unwrap();
+    let closed = hosted(&world, 1);
+    assert_eq!((closed.state, closed.epochs), (HostState::Closing, 18));
+    assert!(closed.reason.unwrap().contains("nothing was proven"));
+    world.check_supply();
+}
+
+#[test]
+fn audits_that_leave_most_epochs_out_come_to_an_end() {
+    let (world, audit) = abandoned();
+    world.ledger.step(14 * DAY).unwrap();
+    assert_eq!(hosted(&world, 1).state, HostState::Active);
+    assert!(matches!(audit(&world, 13, 13), AuditReply::Proof(_)));
+    world.ledger.step(60).unwrap();
+    assert_eq!(hosted(&world, 1).state, HostState::Active);
+    impatient(&world);
+    world.ledger.step(DAY).unwrap();
+    let closed = hosted(&world, 1);
+    assert_eq!(closed.state, HostState::Closing);
+    assert_eq!(closed.reason.as_deref(), Some("the renter's audits leave out most epochs"));
     world.check_supply();
 }
 
