@@ -10,7 +10,7 @@
 //!
 //! Nothing is judged when the judge fails: silence counts only while the auditor knows that it can hear. A host that
 //! answers with an excuse instead of a proof has seen the nonce, so that counts as silence and not as unknown: it would
-//! choose among draws otherwise, at no cost.
+//! choose among draws otherwise, at no cost. But it is asked again for half an epoch from its first excuse on.
 
 use std::time::Duration;
 

@@ -159,7 +159,12 @@ impl Inner {
             .await?;
             return Ok(Judged::Yes);
         }
-        let Heard { verdict, millis, excuse } = self.audit_with_retries(id, from, epoch).await?;
+        let Some(heard) = self.audit_with_retries(id, from, epoch, now).await? else {
+            // Audits that passed have used up what the host answers in this epoch: the next one goes on.
+            self.ask_again_at(id, now, schedule.length);
+            return Ok(if self.local { Judged::Open } else { Judged::NotYet });
+        };
+        let Heard { verdict, millis, excuse } = heard;
         self.events.send(MarketEvent::Audit {
             id,
             host: r.host,
@@ -169,14 +174,12 @@ impl Inner {
             millis,
         });
         let late = now >= schedule.verdict_deadline(epoch);
-        // A host with an excuse is asked again until an epoch's time is over; then that one is lost to it.
-        let over = (from..=epoch).take_while(|e| now >= schedule.verdict_deadline(*e)).last();
         match &verdict {
             Verdict::Unknown(_) => {
                 self.ask_again_at(id, now, schedule.length);
                 Ok(Judged::Open)
             }
-            v if v.is_silence() && excuse => match over {
+            v if v.is_silence() && excuse => match self.excused(id, from, epoch, now).await? {
                 Some(last) => {
                     self.record(id, from, last, verdict, millis, stream.paid).await?;
                     Ok(Judged::Yes)
@@ -198,6 +201,24 @@ impl Inner {
         }
     }
 
+    /// Through which epoch an excuse costs the host what was asked about. It is asked again for half an epoch from its
+    /// first excuse on, however long the epochs are over: the renter may have been the one that was away.
+    async fn excused(
+        self: &Arc<Self>,
+        id: B256,
+        from: u32,
+        epoch: u32,
+        now: u64,
+    ) -> Result<Option<u32>, RentError> {
+        self.change(id, move |_, _, r| {
+            let (first, schedule) = (*r.excused.get_or_insert(now), r.schedule());
+            let patient = now < first.saturating_add(schedule.length / 2);
+            let over = (from..=epoch).take_while(|e| now >= schedule.verdict_deadline(*e)).last();
+            Ok(over.filter(|_| !patient))
+        })
+        .await
+    }
+
     /// Whether the random moment of this epoch's audit has come; drawn at the first question.
     fn is_time(&self, id: B256, r: &RenterAgreement, now: u64) -> bool {
         let mut due = self.due.lock();
@@ -216,13 +237,15 @@ impl Inner {
     }
 
     /// Asks, and again after silence, each time with a fresh nonce, and never with more of them than an epoch has: a
-    /// host that saw a nonce and kept silent must not draw until the leaves suit it.
+    /// host that saw a nonce and kept silent must not draw until the leaves suit it. `None` if audits of other epochs have
+    /// used them up.
     async fn audit_with_retries(
         self: &Arc<Self>,
         id: B256,
         from: u32,
         epoch: u32,
-    ) -> Result<Heard, RentError> {
+        now: u64,
+    ) -> Result<Option<Heard>, RentError> {
         let r = &self.agreement(id).await?;
         let mut last = self.probe(r, epoch).await;
         if last.is_none() {
@@ -233,14 +256,18 @@ impl Inner {
             if let Some(last) = last {
                 break last;
             }
-            if !self.take_nonce(id, epoch).await? {
-                break Heard { verdict: Verdict::Timeout, millis: 0, excuse: false };
+            match self.take_nonce(id, epoch, r.schedule().epoch_at(now)).await? {
+                Nonce::Taken => {}
+                Nonce::Spent => {
+                    break Heard { verdict: Verdict::Timeout, millis: 0, excuse: r.excused.is_some() };
+                }
+                Nonce::SpentElsewhere => return Ok(None),
             }
             let answer = self.audit_once(r, from, epoch).await;
             let left = match &answer.verdict {
                 Verdict::Timeout if !answer.excuse => &mut retries,
                 Verdict::Offline => &mut redials,
-                _ => return Ok(answer),
+                _ => return Ok(Some(answer)),
             };
             match left.checked_sub(1) {
                 Some(fewer) => *left = fewer,
@@ -249,9 +276,9 @@ impl Inner {
         };
         if !self.discovery.online().await {
             let verdict = Verdict::Unknown("this node itself has no connection".into());
-            return Ok(Heard { verdict, ..last });
+            return Ok(Some(Heard { verdict, ..last }));
         }
-        Ok(last)
+        Ok(Some(last))
     }
 
     /// Brings a voucher that is not acknowledged before more is audited: a host need not prove beyond what it is owed.
@@ -278,16 +305,20 @@ impl Inner {
         Ok(silence.map(|verdict| Heard { verdict, millis, excuse: false }))
     }
 
-    /// Counts one nonce for the audit of `epoch`, before it is drawn; false if it has had all.
-    async fn take_nonce(self: &Arc<Self>, id: B256, epoch: u32) -> Result<bool, RentError> {
+    /// Counts one nonce for the audit of `epoch`, before it is drawn: both for that audit, and for the epoch that runs
+    /// at the moment (`current`), as the host counts them.
+    async fn take_nonce(self: &Arc<Self>, id: B256, epoch: u32, current: u32) -> Result<Nonce, RentError> {
         self.change(id, move |_, _, r| {
-            let (of, count) = r.asked;
-            let count = if of == epoch { count } else { 0 };
-            if count >= AUDITS_PER_EPOCH {
-                return Ok(false);
+            let count = |(of, count): (u32, u32), e| if of == e { count } else { 0 };
+            let (own, all) = (count(r.asked, epoch), count(r.asked_in, current));
+            if own >= AUDITS_PER_EPOCH || (all >= AUDITS_PER_EPOCH && own > 0) {
+                return Ok(Nonce::Spent);
             }
-            r.asked = (epoch, count + 1);
-            Ok(true)
+            if all >= AUDITS_PER_EPOCH {
+                return Ok(Nonce::SpentElsewhere);
+            }
+            (r.asked, r.asked_in) = ((epoch, own + 1), (current, all + 1));
+            Ok(Nonce::Taken)
         })
         .await
     }
@@ -362,6 +393,7 @@ impl Inner {
             };
             r.days.extend(std::iter::repeat_n(letter, (epoch + 1 - from) as usize));
             r.next = epoch + 1;
+            r.excused = None;
             r.paid = r.paid.max(paid);
             remember(s, batch, &r.host, |h| reckon(&mut h.reputation, &verdict, millis, tripped))?;
             r.verdict = Some(verdict);
@@ -470,6 +502,15 @@ struct Heard {
     millis: u64,
     /// Whether the silence was an excuse in words.
     excuse: bool,
+}
+
+/// Whether there was a nonce left.
+enum Nonce {
+    Taken,
+    /// This audit has had all.
+    Spent,
+    /// Audits of other epochs have had all that the host answers at the moment.
+    SpentElsewhere,
 }
 
 /// What came of bringing a voucher.

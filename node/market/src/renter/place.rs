@@ -520,6 +520,8 @@ fn drafted(
         acknowledged: false,
         next: 0,
         asked: (0, 0),
+        asked_in: (0, 0),
+        excused: None,
         days: String::new(),
         verdict: None,
         paid: Btt::ZERO,

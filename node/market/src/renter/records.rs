@@ -181,6 +181,12 @@ pub struct RenterAgreement {
     /// Nonces sent for the audit of the epoch of the first number.
     #[serde(default)]
     pub asked: (u32, u32),
+    /// Nonces sent in the epoch of the first number, whatever they were for: the host answers no more than this many.
+    #[serde(default)]
+    pub asked_in: (u32, u32),
+    /// Settlement time of the host's first excuse about what is to be judged next.
+    #[serde(default)]
+    pub excused: Option<u64>,
     /// One letter per judged epoch: P pass, F fail, T timeout, O offline, - unknown after a lost state.
     pub days: String,
     /// The newest verdict.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use btfs_ledger::B256;
 
 use super::world::{DAY, Tamper, World};
-use crate::messages::{MAX_RENTAL_REQUEST, RENTAL_PROTOCOL, RentalRequest, decode};
+use crate::messages::{AUDIT_PROTOCOL, MAX_RENTAL_REQUEST, RENTAL_PROTOCOL, RentalRequest, decode};
 use crate::ports::CourierError;
 use crate::renter::PlaceStatus;
 
@@ -70,4 +70,58 @@ fn a_lost_voucher_of_many_days_costs_no_day() {
     assert!(lost.load(Ordering::SeqCst));
     world.day(0);
     all_paid(&world, id, 6);
+}
+
+#[test]
+fn more_days_than_a_host_answers_at_once_are_proven_the_day_after() {
+    let (world, id) = pair(80);
+    away(&world, 70);
+    all_paid(&world, id, 56);
+    // Every event of the ledger is another chance to ask too much.
+    let (renter, now) = (world.market(0).renter().clone(), world.ledger.now());
+    world.on(0, async move {
+        for _ in 0..3 {
+            renter.tick(now).await;
+        }
+    });
+    all_paid(&world, id, 56);
+    world.day(0);
+    all_paid(&world, id, 71);
+}
+
+#[test]
+fn a_host_that_is_starting_when_the_renter_returns_loses_no_day() {
+    for local in [true, false] {
+        let world = World::with(2, local);
+        world.rent_out(1..2);
+        let root = world.add(0, 300_000);
+        let id = world.store_and_wait(0, World::order(root, 30, None, Some(1)));
+        world.kill(0);
+        world.ledger.step(2 * DAY + DAY * 3 / 4).unwrap();
+        world.wire.tamper(|_, protocol, _| match protocol {
+            AUDIT_PROTOCOL => Tamper::Instead(Err(CourierError::Refused("still starting".into()))),
+            _ => Tamper::Pass,
+        });
+        world.start(0);
+        let renter = world.market(0).renter().clone();
+        let tick = |now| {
+            let renter = renter.clone();
+            world.on(0, async move { renter.tick(now).await });
+        };
+        tick(world.ledger.now());
+        assert_eq!(only_place(&world, id).days, "", "an excuse does not cost a backlog at once");
+        world.wire.behave();
+        tick(world.ledger.step(DAY / 2).unwrap().time);
+        assert_eq!(only_place(&world, id).days, "PPP");
+        // Half an epoch of excuses is enough.
+        world.wire.tamper(|_, protocol, _| match protocol {
+            AUDIT_PROTOCOL => Tamper::Instead(Err(CourierError::Refused("still starting".into()))),
+            _ => Tamper::Pass,
+        });
+        tick(world.ledger.step(DAY).unwrap().time);
+        assert_eq!(only_place(&world, id).days, "PPP");
+        tick(world.ledger.step(DAY / 2).unwrap().time);
+        tick(world.ledger.step(DAY / 2).unwrap().time);
+        assert_eq!(only_place(&world, id).days, "PPPT");
+    }
 }
