@@ -237,7 +237,9 @@ impl Inner {
         self.write(move |s, batch| {
             let found = s.state().get(&records::THINGS, &id.0)?;
             let mut thing = found.ok_or_else(|| RentError::Unknown(id.to_string()))?;
-            check_total(s, &thing, slot, &record.agreement)?;
+            // The place is free from here on; what was in it may still cost.
+            thing.slots[slot].agreement = None;
+            check_total(s, id, &thing, &record.agreement)?;
             thing.slots[slot].agreement = Some(agreement_id);
             thing.slots[slot].tried.push(host);
             batch.put(&records::THINGS, &id.0, &thing)?;
@@ -476,21 +478,27 @@ impl Inner {
     }
 }
 
-/// That a thing with this agreement in `slot` costs no more in all than its quote allowed.
-fn check_total(s: &Store, thing: &Thing, slot: usize, agreement: &Agreement) -> Result<(), RentError> {
+/// That a thing with one more agreement costs no more in all than its quote allowed. Counted is every agreement that may
+/// be signed, also one whose host does not say so and whose place is given to another.
+fn check_total(s: &Store, id: B256, thing: &Thing, agreement: &Agreement) -> Result<(), RentError> {
     let Some(bounds) = thing.bounds else { return Ok(()) };
     let price = |a: &Agreement| a.total_price().unwrap_or(Btt::MAX);
-    let mut sum = price(agreement);
-    for (_, other) in thing.slots.iter().enumerate().filter(|(i, _)| *i != slot) {
-        let Some(id) = other.agreement else { continue };
-        let found = s.state().get(&records::AGREEMENTS, &id.0)?;
-        if let Some(r) = found.filter(|r| r.state != RenterState::Failed) {
-            sum = sum.checked_add(price(&r.agreement)).unwrap_or(Btt::MAX);
+    let (mut sum, mut silent) = (price(agreement), 0);
+    for row in s.state().scan(&records::AGREEMENTS, &[]) {
+        let (other, r) = row?;
+        if r.thing != id || r.state == RenterState::Failed {
+            continue;
         }
+        sum = sum.checked_add(price(&r.agreement)).unwrap_or(Btt::MAX);
+        silent += u32::from(thing.slots.iter().all(|slot| slot.agreement != Some(B256::from(other))));
     }
     if sum > bounds.total {
+        let cause = match silent {
+            0 => "prices have risen".to_owned(),
+            n => format!("agreements that their hosts neither sign nor deny still hold money ({n} here)"),
+        };
         return Err(RentError::Request(format!(
-            "prices have risen: the hosts that are left would cost {sum} BTT in all, the quote allowed {}",
+            "{cause}: with the hosts that are left it would cost {sum} BTT in all, the quote allowed {}",
             bounds.total
         )));
     }

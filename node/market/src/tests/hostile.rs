@@ -142,6 +142,30 @@ fn silence_after_signing_is_not_a_failure() {
 }
 
 #[test]
+fn silent_agreements_count_against_what_the_quote_allows() {
+    let world = World::new(3);
+    world.rent_out(1..3);
+    for i in 1..3 {
+        let host = world.market(i).host().clone();
+        let settings = HostSettings { price: btt(100), ..host.settings() };
+        world.on(i, async move { host.set(settings).await.unwrap() });
+    }
+    let root = world.add(0, 300_000);
+    world.wire.tamper(|_, protocol, bytes| match rental(protocol, bytes) {
+        Some(RentalRequest::Sign(_) | RentalRequest::Status { .. }) => {
+            Tamper::Instead(Err(CourierError::Protocol("noise".into())))
+        }
+        _ => Tamper::Pass,
+    });
+    let id = begin(&world, World::order(root, 30, None, Some(1)));
+    let thing = placed(&world, id);
+    // A second lock of the same size would be twice what was quoted, a quarter more was allowed.
+    let problem = thing.problem.unwrap();
+    assert!(problem.contains("neither sign nor deny still hold money (1 here)"), "{problem}");
+    assert_eq!(only_place(&world, id).state, RenterState::Offered);
+}
+
+#[test]
 fn excuses_are_silence_and_nonces_are_counted() {
     let world = World::new(2);
     world.rent_out(1..2);
@@ -442,7 +466,8 @@ fn what_was_delivered_and_withdrawn_is_collected() {
     begin(&world, World::order(root, 30, None, Some(1)));
     let id = asked.recv().unwrap();
     assert!(world.store(1).has(&root).unwrap());
-    let (host, renter, now) = (world.market(1).host().clone(), world.nodes[0].key.public(), world.ledger.now());
+    let (host, renter, now) =
+        (world.market(1).host().clone(), world.nodes[0].key.public(), world.ledger.now());
     world.on(1, async move {
         host.rental(renter, RentalRequest::Cancel { id, epoch: u32::MAX }).await;
         host.tick(now).await;
