@@ -23,14 +23,14 @@ mod sign;
 pub(crate) mod tick;
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use btfs_ledger::{B256, Btt, PublicKey, SecretKey};
-use btfs_storage::{Class, Store, StoreError};
 use btfs_storage::blocklist::BlockList;
 use btfs_storage::db::{Batch, DbError};
+use btfs_storage::{Class, Store, StoreError};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;

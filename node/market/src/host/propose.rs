@@ -147,6 +147,8 @@ impl HostService {
         self.check_terms(peer, &proposal).await?;
         let inner = self.0.clone();
         let capacity = self.settings().capacity;
+        // What is released meanwhile was measured without this agreement's need.
+        let _one = self.0.paying.lock().await;
         self.0
             .store
             .run(move |s| {

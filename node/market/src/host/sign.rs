@@ -37,9 +37,11 @@ impl HostService {
         }
         signed.verify(&domain, record.channel.renter).map_err(|e| Refusal::Signature(e.to_string()))?;
         signed.document.check(record.channel.window).map_err(|e| Refusal::Terms(e.to_string()))?;
-        self.check_start(&signed.document).await?;
-        // Nothing is released between reading the channel and relying on it.
+        // Nothing is released between reading the channel and relying on it, nor later by a call whose fate is open.
         let _one = self.0.paying.lock().await;
+        self.0.money.resume().await.map_err(|e| Refusal::NoSettlement(e.to_string()))?;
+        // Only now: the lock may have been waited for.
+        self.check_start(&signed.document).await?;
         self.0.check_funded(id, &record).await?;
         let answer = self.activate(signed).await?;
         Ok(RentalReply::Signed(Box::new(answer)))

@@ -283,11 +283,7 @@ impl Inner {
 
     /// Brings a voucher that is not acknowledged before more is audited: a host need not prove beyond what it is owed.
     /// If it is silent about it, that is this round's verdict.
-    async fn pay_before(
-        self: &Arc<Self>,
-        id: B256,
-        r: &RenterAgreement,
-    ) -> Result<Option<Heard>, RentError> {
+    async fn pay_before(self: &Arc<Self>, id: B256, r: &RenterAgreement) -> Result<Option<Heard>, RentError> {
         if r.acknowledged || r.voucher.is_none() {
             return Ok(None);
         }
