@@ -31,7 +31,7 @@ use crate::vouchers;
 /// Agreements that are worked on at once.
 const AT_ONCE: usize = 16;
 /// Silence is asked again after this fraction of an epoch.
-const ASK_AGAIN: u64 = 16;
+pub(super) const ASK_AGAIN: u64 = 16;
 /// Audits of one agreement in one tick: with 14 epochs each, enough for 56 missed days, which is all a host answers.
 const AUDITS_PER_TICK: u32 = AUDITS_PER_EPOCH;
 

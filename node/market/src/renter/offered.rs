@@ -2,7 +2,8 @@
 //!
 //! An offered agreement never fails by silence: its money stays committed until the host says "unsigned" (and no start
 //! of ours can be signed any more), or shows its signature, or the whole term is over. Meanwhile its slot may go to
-//! another host; an agreement that turns out to be signed after that is ended by notice.
+//! another host; an agreement that turns out to be signed after that is ended by notice. Epochs that went by while the
+//! host did not show its signature are unpaid: nobody could audit them.
 
 use std::sync::Arc;
 
@@ -11,8 +12,10 @@ use btfs_ledger::typed::{Agreement, Document, Signed};
 use btfs_storage::Store;
 use btfs_storage::db::Batch;
 
+use super::epochs::ASK_AGAIN;
 use super::place::{CANCELLED, Step};
 use super::records::{self, RenterAgreement, Thing, ThingState};
+use super::tripwire::remember;
 use super::{Inner, QUICK_ANSWER, RentError, unexpected};
 use crate::audit::LOCAL_PROBE;
 use crate::events::MarketEvent;
@@ -68,6 +71,7 @@ impl Inner {
                     r.voucher = Some(Signed::sign(voucher, &domain, &key));
                     r.acknowledged = false;
                 }
+                leave_out_unshown(s, batch, r)?;
                 take_place(s, batch, id, r, now)?;
                 Ok((r.host, r.agreement.clone()))
             })
@@ -149,6 +153,16 @@ impl Inner {
             Ok(_) | Err(RentError::Courier(_) | RentError::Refused(_) | RentError::Protocol(_)) => false,
             Err(error) => return Err(error),
         };
+        if self.discovery.online().await {
+            self.change(id, move |_, _, r| {
+                let pause = u64::from(r.agreement.epoch_length) / ASK_AGAIN;
+                if r.unshown.is_none_or(|at| now >= at.saturating_add(pause)) {
+                    r.unshown = Some(now);
+                }
+                Ok(())
+            })
+            .await?;
+        }
         let newest = r.starts.iter().copied().fold(r.agreement.start, u64::max);
         let too_late_to_sign = now > newest.saturating_add(skew(r.agreement.epoch_length));
         let schedule = Schedule { start: newest, ..r.schedule() };
@@ -185,6 +199,24 @@ fn check_answer(r: &RenterAgreement, answer: &Signed<Agreement>) -> Result<(), R
     if !current && !r.starts.contains(&start) {
         return Err(RentError::Protocol(format!("it signed the start {start}, which was never offered")));
     }
+    Ok(())
+}
+
+/// Judges the epochs whose time was over while the host did not show its signature: as silence, like that of a host which
+/// does not answer audits.
+fn leave_out_unshown(s: &Store, batch: &mut Batch, r: &mut RenterAgreement) -> Result<(), RentError> {
+    let (Some(until), schedule) = (r.unshown, r.schedule()) else { return Ok(()) };
+    let missed = (r.next..schedule.end_epoch).take_while(|e| schedule.verdict_deadline(*e) <= until).count();
+    if missed == 0 {
+        return Ok(());
+    }
+    r.days.extend(std::iter::repeat_n('O', missed));
+    // The term has at most 3660 epochs.
+    r.next += missed as u32;
+    remember(s, batch, &r.host, |h| {
+        h.reputation.silent += missed as u64;
+        h.reputation.streak += missed as u32;
+    })?;
     Ok(())
 }
 

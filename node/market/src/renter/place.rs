@@ -523,6 +523,7 @@ fn drafted(
         agreement,
         signature: None,
         starts: Vec::new(),
+        unshown: None,
         host_signature: None,
         voucher: None,
         acknowledged: false,

@@ -170,6 +170,9 @@ pub struct RenterAgreement {
     /// Every start that we have signed: the host may hold any of them, and no other binds us.
     #[serde(default)]
     pub starts: Vec<u64>,
+    /// Settlement time of the last question to which a host that has our signature did not show its own.
+    #[serde(default)]
+    pub unshown: Option<u64>,
     /// The host's.
     pub host_signature: Option<Signature>,
     /// Our newest voucher.

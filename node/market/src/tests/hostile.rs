@@ -142,6 +142,34 @@ fn silence_after_signing_is_not_a_failure() {
 }
 
 #[test]
+fn a_hidden_signature_earns_nothing_for_the_days_it_was_hidden() {
+    let world = World::new(2);
+    world.rent_out(1..2);
+    let root = world.add(0, 300_000);
+    // The host signs, and shows it only when it likes.
+    world.wire.tamper(|_, protocol, bytes| match rental(protocol, bytes) {
+        Some(RentalRequest::Sign(_)) => {
+            let refusal = Refusal::WrongState("busy".into());
+            Tamper::After(Ok(encode(&RentalReply::Refused(refusal))))
+        }
+        Some(RentalRequest::Status { .. }) => Tamper::Instead(Err(CourierError::Protocol("noise".into()))),
+        _ => Tamper::Pass,
+    });
+    let id = begin(&world, World::order(root, 30, None, Some(1)));
+    placed(&world, id);
+    for _ in 0..3 {
+        world.day(0);
+    }
+    assert_eq!(only_place(&world, id).state, RenterState::Offered);
+    world.wire.behave();
+    world.day(0);
+    let place = only_place(&world, id);
+    assert_eq!((place.state, place.days.as_str()), (RenterState::Active, "OOPP"));
+    assert_eq!(place.earned_btt, place.epoch_price_btt.checked_mul(2).unwrap());
+    world.check_supply();
+}
+
+#[test]
 fn silent_agreements_count_against_what_the_quote_allows() {
     let world = World::new(3);
     world.rent_out(1..3);
