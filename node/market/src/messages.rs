@@ -288,6 +288,12 @@ pub enum Refusal {
         /// The next epoch.
         earliest: u32,
     },
+    /// An audit of epochs behind the end that a notice has set.
+    #[error("the agreement ended by notice with the beginning of epoch {epoch}")]
+    Ended {
+        /// First epoch past the end.
+        epoch: u32,
+    },
     /// Asked too often.
     #[error("asked too often: {0}")]
     Rate(String),

@@ -3,7 +3,7 @@
 //! The node hands every request of the market's protocols to [`HostService::rental`], [`HostService::offer`] and
 //! [`HostService::audit`]; the market's loop calls [`HostService::tick`] when settlement time moves. Each step of the
 //! protocol is one file here: [`propose`] (space), [`receive`] (blocks), [`sign`](sign), [`prove`], [`paid`]
-//! (vouchers and redemption) and [`tick`] (what time does).
+//! (vouchers and redemption), [`notice`] (early ends) and [`tick`] (what time does).
 //!
 //! Invariants:
 //!
@@ -13,6 +13,7 @@
 //!   hashes, sums against the terms, roots against our own.
 //! - Audits are answered from the local store alone.
 
+mod notice;
 mod offers;
 mod paid;
 mod propose;
@@ -22,7 +23,7 @@ pub(crate) mod records;
 mod sign;
 pub(crate) mod tick;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -106,6 +107,8 @@ pub(crate) struct Inner {
     /// Agreements that are not paid for as they should be: when that was first seen, on the settlement's clock and on
     /// ours.
     pub arrears: Mutex<HashMap<B256, (u64, Instant)>>,
+    /// Agreements whose renter is being told of their end.
+    telling: Mutex<HashSet<B256>>,
     /// One redemption at a time: each reads, calls and records.
     paying: tokio::sync::Mutex<()>,
     /// Settlement time through which all work is done.
@@ -200,6 +203,7 @@ impl HostService {
             collected: Mutex::new(None),
             up_since: OnceLock::new(),
             arrears: Mutex::new(HashMap::new()),
+            telling: Mutex::new(HashSet::new()),
             paying: tokio::sync::Mutex::new(()),
             worked_through: tokio::sync::watch::Sender::new(0),
         })))

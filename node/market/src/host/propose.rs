@@ -207,6 +207,7 @@ fn reserved(renter: PublicKey, proposal: &Proposal, reserved_until: u64) -> Host
         proven: 0,
         paid: btfs_ledger::Btt::ZERO,
         ends: None,
+        told: false,
         lost: btfs_ledger::Btt::ZERO,
         skipped: 0,
     }

@@ -54,6 +54,9 @@ impl HostService {
 
     async fn prove(&self, peer: PublicKey, request: AuditRequest) -> Result<AuditReply, Refusal> {
         let record = self.0.of_renter(peer, request.id).await?;
+        if let Some(epoch) = record.ends.filter(|ends| request.epoch >= *ends) {
+            return Err(Refusal::Ended { epoch });
+        }
         if !matches!(record.state, HostState::Active | HostState::Closing) {
             return Err(Refusal::WrongState(format!("{:?}", record.state).to_lowercase()));
         }

@@ -96,6 +96,9 @@ pub struct HostAgreement {
     pub paid: Btt,
     /// Earlier end by notice of either side.
     pub ends: Option<u32>,
+    /// Whether the renter knows of it.
+    #[serde(default)]
+    pub told: bool,
     /// Owed by the best voucher when the lock was found empty: it cannot be redeemed, so nothing waits for it.
     #[serde(default)]
     pub lost: Btt,

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use btfs_ledger::{B256, PublicKey};
+use btfs_ledger::B256;
 use btfs_storage::Store;
 use btfs_storage::db::Batch;
 
 use super::records::Unpaid;
 use super::{HostAgreement, HostError, HostService, Inner, internal, pin_id, records};
 use crate::events::MarketEvent;
-use crate::messages::{RENTAL_PROTOCOL, Refusal, RentalReply, RentalRequest, decode, encode};
+use crate::messages::Refusal;
 use crate::pages;
 use crate::ports::wall_clock;
 use crate::schedule::MAX_CLOCK_DISAGREEMENT;
@@ -26,8 +26,6 @@ pub(crate) const VOUCHER_WAIT: Duration = Duration::from_secs(30);
 /// Least time between two collections after agreements that never began: whoever delivers and withdraws without end
 /// must not keep the disk busy. Those that were paid for are collected at once.
 const COLLECT_PAUSE: Duration = Duration::from_secs(60);
-/// How long the renter has to answer a notice.
-const NOTICE_WAIT: Duration = Duration::from_secs(10);
 
 impl HostService {
     /// Does everything that is due at settlement time `now`.
@@ -68,62 +66,6 @@ impl HostService {
         // The sender lives as long as this service.
         let _ = self.0.worked_through.subscribe().wait_for(|t| *t >= time).await;
     }
-
-    /// Ends an agreement by notice of its renter.
-    pub(super) async fn cancelled(
-        &self,
-        peer: PublicKey,
-        id: B256,
-        epoch: u32,
-    ) -> Result<RentalReply, Refusal> {
-        let record = self.0.of_renter(peer, id).await?;
-        if matches!(record.state, HostState::Reserved | HostState::Received) {
-            self.0.fail(id, "the renter withdrew").await?;
-            return Ok(RentalReply::Ends { epoch: 0 });
-        }
-        let epoch = self.notice(id, epoch).await?;
-        Ok(RentalReply::Ends { epoch })
-    }
-
-    /// Gives notice to a renter: the agreement ends with the beginning of the next epoch. The data is kept for the
-    /// protocol's time after that.
-    pub async fn quit(&self, id: B256) -> Result<u32, HostError> {
-        let record = self.0.record(id).await?.ok_or(HostError::Unknown(id))?;
-        if record.state != HostState::Active {
-            let state = format!("{:?}", record.state).to_lowercase();
-            return Err(Refusal::WrongState(state).into());
-        }
-        let next = record.schedule().epoch_at(self.0.now().await?).saturating_add(1);
-        let epoch = self.notice(id, next).await?;
-        let request = encode(&RentalRequest::Quit { id, epoch });
-        let reply = self.0.courier.ask(&record.renter, RENTAL_PROTOCOL, request, NOTICE_WAIT).await;
-        let heard = reply.map(|bytes| decode::<RentalReply>(&bytes, crate::messages::MAX_RENTAL_REPLY));
-        if !matches!(heard, Ok(Ok(RentalReply::Ends { .. }))) {
-            // The renter sees it at its next audit; the end holds either way.
-            tracing::warn!(agreement = %id, "the renter did not acknowledge the notice yet");
-        }
-        Ok(epoch)
-    }
-
-    async fn notice(&self, id: B256, epoch: u32) -> Result<u32, Refusal> {
-        let now = self.0.now().await?;
-        self.0
-            .change(id, move |_, _, r| {
-                if r.state != HostState::Active {
-                    return Err(Refusal::WrongState(format!("{:?}", r.state).to_lowercase()));
-                }
-                let earliest = r.schedule().epoch_at(now).saturating_add(1);
-                if epoch < earliest {
-                    return Err(Refusal::NoticeTooEarly { earliest });
-                }
-                let ends = r.ends.unwrap_or(r.agreement.end_epoch).min(epoch);
-                if ends < r.agreement.end_epoch {
-                    r.ends = Some(ends);
-                }
-                Ok(ends)
-            })
-            .await
-    }
 }
 
 impl Inner {
@@ -151,6 +93,9 @@ impl Inner {
         now: u64,
         leaving: &mut HashMap<B256, bool>,
     ) -> Result<bool, HostError> {
+        if r.ends.is_some() && !r.told && r.state != HostState::Done {
+            self.clone().tell_soon(id);
+        }
         match r.state {
             HostState::Reserved | HostState::Received => {
                 let over = wall_clock() > r.reserved_until && !self.is_pulling(id);
@@ -167,7 +112,7 @@ impl Inner {
                 }
                 if let Some(why) = self.stays_unpaid(id, &r, now) {
                     self.close(id, Some((why, now))).await?;
-                    self.clone().tell_end(id, r.renter, schedule.epoch_at(now).saturating_add(1));
+                    self.clone().tell_soon(id);
                     return self.closing(id, now).await;
                 }
                 if self.worth_redeeming(&r) || self.lock_is_leaving(&r, leaving).await? {
@@ -230,6 +175,7 @@ impl Inner {
                 if let Some((why, now)) = unpaid {
                     let next = r.schedule().epoch_at(now).saturating_add(1);
                     r.ends = Some(r.ends.unwrap_or(r.agreement.end_epoch).min(next));
+                    r.told = false;
                     r.reason = Some(why.reason().to_owned());
                 }
                 Ok((r.renter, r.reason.clone().filter(|_| unpaid.is_some())))
@@ -238,16 +184,6 @@ impl Inner {
         self.arrears.lock().remove(&id);
         self.events.send(MarketEvent::Closed { id, peer, reason });
         Ok(())
-    }
-
-    /// Tells a renter that its agreement ends; the end holds whether it hears it or not.
-    fn tell_end(self: Arc<Self>, id: B256, renter: PublicKey, epoch: u32) {
-        tokio::spawn(async move {
-            let request = encode(&RentalRequest::Quit { id, epoch });
-            if let Err(error) = self.courier.ask(&renter, RENTAL_PROTOCOL, request, NOTICE_WAIT).await {
-                tracing::info!(agreement = %id, %error, "the renter did not hear that its agreement ends");
-            }
-        });
     }
 
     /// Redeems, and once the data's time is over frees the space.

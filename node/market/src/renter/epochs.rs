@@ -21,9 +21,11 @@ use crate::audit::{
 };
 use crate::events::MarketEvent;
 use crate::messages::{
-    AUDIT_PROTOCOL, AuditRequest, MAX_AUDIT_REPLY, RentalReply, RentalRequest, decode, encode,
+    AUDIT_PROTOCOL, AuditReply, AuditRequest, MAX_AUDIT_REPLY, Refusal, RentalReply, RentalRequest, decode,
+    encode,
 };
 use crate::ports::CourierError;
+use crate::schedule::Schedule;
 use crate::score::Reputation;
 use crate::states::RenterState;
 use crate::vouchers;
@@ -164,7 +166,12 @@ impl Inner {
             self.ask_again_at(id, now, schedule.length);
             return Ok(if self.local { Judged::Open } else { Judged::NotYet });
         };
-        let Heard { verdict, millis, excuse } = heard;
+        if let Some(ends) = heard.ended.filter(|ends| *ends < schedule.end_epoch) {
+            // A notice that we did not hear: what is left to judge ends with it.
+            self.host_ended(id, r, ends, now).await?;
+            return Ok(Judged::Yes);
+        }
+        let Heard { verdict, millis, excuse, .. } = heard;
         self.events.send(MarketEvent::Audit {
             id,
             host: r.host,
@@ -259,7 +266,7 @@ impl Inner {
             match self.take_nonce(id, epoch, r.schedule().epoch_at(now)).await? {
                 Nonce::Taken => {}
                 Nonce::Spent => {
-                    break Heard { verdict: Verdict::Timeout, millis: 0, excuse: r.excused.is_some() };
+                    break Heard { verdict: Verdict::Timeout, millis: 0, excuse: r.excused.is_some(), ended: None };
                 }
                 Nonce::SpentElsewhere => return Ok(None),
             }
@@ -298,7 +305,7 @@ impl Inner {
             }
         }
         let millis = began.elapsed().as_millis() as u64;
-        Ok(silence.map(|verdict| Heard { verdict, millis, excuse: false }))
+        Ok(silence.map(|verdict| Heard { verdict, millis, excuse: false, ended: None }))
     }
 
     /// Counts one nonce for the audit of `epoch`, before it is drawn: both for that audit, and for the epoch that runs
@@ -334,7 +341,7 @@ impl Inner {
                 Err(RentError::Courier(CourierError::Unreachable(_))) => Verdict::Offline,
                 _ => return None,
             };
-        Some(Heard { verdict, millis: began.elapsed().as_millis() as u64, excuse: false })
+        Some(Heard { verdict, millis: began.elapsed().as_millis() as u64, excuse: false, ended: None })
     }
 
     async fn audit_once(self: &Arc<Self>, r: &RenterAgreement, from: u32, epoch: u32) -> Heard {
@@ -349,12 +356,16 @@ impl Inner {
             decode(&bytes, MAX_AUDIT_REPLY).map_err(|e| CourierError::Protocol(e.to_string()))
         });
         let excuse = audit::is_excuse(&reply);
+        let ended = match &reply {
+            Ok(AuditReply::Refused(Refusal::Ended { epoch })) => Some(*epoch),
+            _ => None,
+        };
         let verdict = match audit::judge(&r.agreement, &request, reply) {
             // Late is silent, whatever the transport thought.
             Verdict::Pass if elapsed > ANSWER_DEADLINE => Verdict::Timeout,
             verdict => verdict,
         };
-        Heard { verdict, millis: elapsed.as_millis() as u64, excuse }
+        Heard { verdict, millis: elapsed.as_millis() as u64, excuse, ended }
     }
 
     /// Writes the verdict, and with a pass the voucher, in one batch; only then is anything sent.
@@ -480,13 +491,17 @@ impl Inner {
     }
 }
 
-/// Whether an agreement may need something: it runs, or its last voucher has not arrived and still can be paid.
+/// Whether an agreement may need something: it runs, or its last voucher has not arrived and still can be paid, or its
+/// host has not heard that it is over.
 fn has_work(r: &RenterAgreement, now: u64) -> bool {
     match r.state {
         RenterState::Offered | RenterState::Active | RenterState::Closing => true,
         RenterState::Done => {
             let unheard = r.voucher.is_some() && !r.acknowledged;
-            unheard && now < r.schedule().data_until().saturating_add(u64::from(r.channel.window))
+            let payable = now < r.schedule().data_until().saturating_add(u64::from(r.channel.window));
+            // A host that did not hear of the end keeps the data for the whole term.
+            let kept = r.ends.is_some() && !r.notice_heard;
+            (unheard && payable) || (kept && now < Schedule::of(&r.agreement, None).data_until())
         }
         _ => false,
     }
@@ -498,6 +513,8 @@ struct Heard {
     millis: u64,
     /// Whether the silence was an excuse in words.
     excuse: bool,
+    /// The end that the host names instead of an answer.
+    ended: Option<u32>,
 }
 
 /// Whether there was a nonce left.

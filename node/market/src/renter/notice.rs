@@ -4,6 +4,7 @@ use btfs_ledger::{B256, PublicKey};
 
 use super::place::CANCELLED;
 use super::records::{RenterAgreement, THINGS, ThingState};
+use super::tripwire::remember;
 use super::{Inner, QUICK_ANSWER, RentError, RenterService};
 use crate::messages::{Refusal, RentalReply, RentalRequest};
 use crate::states::RenterState;
@@ -53,11 +54,7 @@ impl RenterService {
             Ok(now) => now,
             Err(error) => return RentalReply::Refused(Refusal::NoSettlement(error.to_string())),
         };
-        let earliest = known.schedule().epoch_at(now).saturating_add(1);
-        if epoch < earliest {
-            return RentalReply::Refused(Refusal::NoticeTooEarly { earliest });
-        }
-        match self.0.end_with(id, epoch, HOST_GAVE_NOTICE).await {
+        match self.0.host_ended(id, &known, epoch, now).await {
             Ok(epoch) => RentalReply::Ends { epoch },
             Err(error) => {
                 tracing::error!(%error, "a notice was not recorded");
@@ -68,6 +65,29 @@ impl RenterService {
 }
 
 impl Inner {
+    /// Takes the end that a host names. One that has begun already is taken too, since nothing is proven or paid behind
+    /// it; a notice that comes so late counts as a miss.
+    pub(super) async fn host_ended(
+        self: &std::sync::Arc<Self>,
+        id: B256,
+        known: &RenterAgreement,
+        epoch: u32,
+        now: u64,
+    ) -> Result<u32, RentError> {
+        if epoch <= known.schedule().epoch_at(now) && known.schedule().end_epoch > epoch {
+            let host = known.host;
+            self.write(move |s, batch| {
+                remember(s, batch, &host, |h| {
+                    h.reputation.silent += 1;
+                    h.reputation.streak += 1;
+                })?;
+                Ok(())
+            })
+            .await?;
+        }
+        self.end_with(id, epoch, HOST_GAVE_NOTICE).await
+    }
+
     /// Brings an agreement's end forward; the earlier notice counts.
     async fn end_with(
         self: &std::sync::Arc<Self>,
@@ -77,7 +97,8 @@ impl Inner {
     ) -> Result<u32, RentError> {
         let heard = reason == HOST_GAVE_NOTICE;
         self.change(id, move |_, _, r| {
-            let ends = r.ends.unwrap_or(r.agreement.end_epoch).min(epoch);
+            // What is judged stays so.
+            let ends = r.ends.unwrap_or(r.agreement.end_epoch).min(epoch.max(r.next));
             if ends < r.agreement.end_epoch && r.ends != Some(ends) {
                 r.ends = Some(ends);
                 r.reason = Some(reason.to_owned());
@@ -94,28 +115,46 @@ impl Inner {
         id: B256,
         r: &RenterAgreement,
     ) -> Result<(), RentError> {
-        let Some(epoch) = r.ends else { return Ok(()) };
-        match self.ask_within(&r.host, &RentalRequest::Cancel { id, epoch }, QUICK_ANSWER).await {
-            Ok(RentalReply::Ends { .. }) | Err(RentError::Refused(Refusal::WrongState(_))) => {
-                self.change(id, |_, _, r| {
-                    r.notice_heard = true;
-                    Ok(())
-                })
-                .await
+        let Some(mut epoch) = r.ends else { return Ok(()) };
+        // Twice: the epoch may begin while the host hears of it, or have begun long ago.
+        for _ in 0..2 {
+            match self.ask_within(&r.host, &RentalRequest::Cancel { id, epoch }, QUICK_ANSWER).await {
+                // The host may have given notice for an earlier epoch that we did not hear.
+                Ok(RentalReply::Ends { epoch: earlier }) => return self.notice_heard(id, Some(earlier)).await,
+                Err(RentError::Refused(Refusal::WrongState(_) | Refusal::Unknown)) => {
+                    return self.notice_heard(id, None).await;
+                }
+                Err(RentError::Refused(Refusal::NoticeTooEarly { earliest })) => {
+                    epoch = earliest;
+                    self.change(id, move |_, _, r| {
+                        // What runs is audited and paid until then; what is over here stays so.
+                        if r.state == RenterState::Active {
+                            r.ends = (earliest < r.agreement.end_epoch).then_some(earliest);
+                        }
+                        Ok(())
+                    })
+                    .await?;
+                }
+                Ok(_) | Err(RentError::Courier(_) | RentError::Refused(_)) => {
+                    tracing::info!(agreement = %id, "the host has not heard the notice yet");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             }
-            // The epoch began before the host heard of it: it ends with the next one it takes.
-            Err(RentError::Refused(Refusal::NoticeTooEarly { earliest })) => {
-                self.change(id, move |_, _, r| {
-                    r.ends = (earliest < r.agreement.end_epoch).then_some(earliest);
-                    Ok(())
-                })
-                .await
-            }
-            Ok(_) | Err(RentError::Courier(_) | RentError::Refused(_)) => {
-                tracing::info!(agreement = %id, "the host has not heard the notice yet");
-                Ok(())
-            }
-            Err(error) => Err(error),
         }
+        Ok(())
+    }
+
+    async fn notice_heard(
+        self: &std::sync::Arc<Self>,
+        id: B256,
+        earlier: Option<u32>,
+    ) -> Result<(), RentError> {
+        self.change(id, move |_, _, r| {
+            r.ends = r.ends.map(|ends| earlier.map_or(ends, |e| ends.min(e.max(r.next))));
+            r.notice_heard = true;
+            Ok(())
+        })
+        .await
     }
 }

@@ -10,6 +10,7 @@ use super::world::{DAY, Tamper, World};
 use crate::messages::{AUDIT_PROTOCOL, MAX_RENTAL_REQUEST, RENTAL_PROTOCOL, RentalRequest, decode};
 use crate::ports::CourierError;
 use crate::renter::PlaceStatus;
+use crate::states::RenterState;
 
 /// A renter and a host with one agreement.
 fn pair(epochs: u32) -> (World, B256) {
@@ -124,4 +125,74 @@ fn a_host_that_is_starting_when_the_renter_returns_loses_no_day() {
         tick(world.ledger.step(DAY / 2).unwrap().time);
         assert_eq!(only_place(&world, id).days, "PPPT");
     }
+}
+
+#[test]
+fn a_notice_of_the_host_that_was_lost_is_heard_later() {
+    let (world, id) = pair(30);
+    world.day(0);
+    world.wire.tamper(|_, protocol, bytes| match protocol {
+        RENTAL_PROTOCOL if matches!(decode(bytes, MAX_RENTAL_REQUEST).unwrap(), RentalRequest::Quit { .. }) => {
+            Tamper::Instead(Err(CourierError::Unreachable("down".into())))
+        }
+        _ => Tamper::Pass,
+    });
+    let (host, agreement) = (world.market(1).host().clone(), only_place(&world, id).agreement);
+    let quitting = host.clone();
+    assert_eq!(world.on(1, async move { quitting.quit(agreement).await.unwrap() }), 2);
+    world.day(0);
+    // The renter asks about an epoch behind the end before it has heard of it.
+    world.day(0);
+    let place = only_place(&world, id);
+    assert_eq!((place.days.as_str(), place.reason.as_deref()), ("PP", Some("the host gave notice")));
+    assert!(matches!(place.state, RenterState::Closing | RenterState::Done));
+    world.check_supply();
+}
+
+#[test]
+fn a_renter_is_told_of_an_end_until_it_hears_it() {
+    let (world, id) = pair(30);
+    world.day(0);
+    let (host, agreement) = (world.market(1).host().clone(), only_place(&world, id).agreement);
+    world.kill(0);
+    let quitting = host.clone();
+    world.on(1, async move { quitting.quit(agreement).await.unwrap() });
+    world.start(0);
+    let now = world.ledger.now();
+    let told = world.on(1, async move {
+        loop {
+            host.tick(now).await;
+            if host.0.record(agreement).await.unwrap().unwrap().told {
+                return true;
+            }
+        }
+    });
+    assert!(told);
+    assert_eq!(only_place(&world, id).epochs, 2);
+}
+
+#[test]
+fn a_host_hears_a_cancellation_also_after_the_renter_is_done() {
+    let (world, id) = pair(30);
+    world.day(0);
+    world.wire.tamper(|_, protocol, bytes| match protocol {
+        RENTAL_PROTOCOL
+            if matches!(decode(bytes, MAX_RENTAL_REQUEST).unwrap(), RentalRequest::Cancel { .. }) =>
+        {
+            Tamper::Instead(Err(CourierError::Unreachable("down".into())))
+        }
+        _ => Tamper::Pass,
+    });
+    let renter = world.market(0).renter().clone();
+    world.on(0, async move { renter.cancel(id).await.unwrap() });
+    for _ in 0..5 {
+        world.day(0);
+    }
+    assert_eq!(only_place(&world, id).state, RenterState::Done);
+    world.wire.behave();
+    world.day(0);
+    world.day(0);
+    let host = world.market(1).host().clone();
+    let shown = world.on(1, async move { host.status().await.unwrap().agreements.remove(0) });
+    assert!(shown.epochs <= 8, "{shown:?}");
 }
