@@ -109,6 +109,8 @@ pub(crate) struct Inner {
     pub arrears: Mutex<HashMap<B256, (u64, Instant)>>,
     /// Agreements whose renter is being told of their end.
     telling: Mutex<HashSet<B256>>,
+    /// Agreements whose vouchers were refused since the settlement did not answer: what they owe is not their fault.
+    unsettled: Mutex<HashSet<B256>>,
     /// One redemption at a time: each reads, calls and records.
     paying: tokio::sync::Mutex<()>,
     /// Settlement time through which all work is done.
@@ -204,6 +206,7 @@ impl HostService {
             up_since: OnceLock::new(),
             arrears: Mutex::new(HashMap::new()),
             telling: Mutex::new(HashSet::new()),
+            unsettled: Mutex::new(HashSet::new()),
             paying: tokio::sync::Mutex::new(()),
             worked_through: tokio::sync::watch::Sender::new(0),
         })))

@@ -32,7 +32,9 @@ impl HostService {
         }
         // Nothing is released or redeemed between reading the channel and crediting by it.
         let _one = self.0.paying.lock().await;
-        let ledger = self.0.ledgered(id, &record).await?;
+        let ledger = self.0.ledgered(id, &record).await.inspect_err(|_| {
+            self.0.unsettled.lock().insert(id);
+        })?;
         let credited = self
             .0
             .change(id, move |_, _, r| {

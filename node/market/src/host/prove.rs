@@ -61,7 +61,9 @@ impl HostService {
             return Err(Refusal::WrongState(format!("{:?}", record.state).to_lowercase()));
         }
         check_epochs(&record, &request)?;
-        check_paid(&record, &request)?;
+        if !self.0.unsettled.lock().contains(&request.id) {
+            check_paid(&record, &request)?;
+        }
         let current = self.current_epoch(&record, &request).await?;
         self.admit(request.id, current).await?;
         let _slot = self.0.proof_slots.acquire().await.map_err(internal)?;

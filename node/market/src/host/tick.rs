@@ -31,6 +31,11 @@ impl HostService {
     /// Does everything that is due at settlement time `now`.
     pub async fn tick(&self, now: u64) {
         self.0.up_since.get_or_init(|| now);
+        let unsettled = !self.0.unsettled.lock().is_empty();
+        if unsettled && self.0.money.refresh().await.is_ok() {
+            // From here on the vouchers can come, and whoever owes is waited for anew.
+            self.0.unsettled.lock().clear();
+        }
         let all = match self.0.all().await {
             Ok(all) => all,
             Err(error) => return tracing::error!(%error, "the host's agreements cannot be read"),
@@ -157,7 +162,8 @@ impl Inner {
     /// when this process first saw it, so that a renter can bring what a host that was away has missed.
     fn stays_unpaid(&self, id: B256, r: &HostAgreement, now: u64) -> Option<Unpaid> {
         let mut arrears = self.arrears.lock();
-        let Some(why) = r.unpaid(now) else {
+        let why = r.unpaid(now).filter(|_| !self.unsettled.lock().contains(&id));
+        let Some(why) = why else {
             arrears.remove(&id);
             return None;
         };

@@ -196,3 +196,18 @@ fn a_host_hears_a_cancellation_also_after_the_renter_is_done() {
     let shown = world.on(1, async move { host.status().await.unwrap().agreements.remove(0) });
     assert!(shown.epochs <= 8, "{shown:?}");
 }
+
+#[test]
+fn a_host_that_cannot_see_the_settlement_does_not_blame_its_renter() {
+    let (world, id) = pair(30);
+    let host = world.nodes[1].key.public();
+    world.wire.set_deaf(host, true);
+    for _ in 0..6 {
+        world.day(0);
+    }
+    let place = only_place(&world, id);
+    assert_eq!((place.days.as_str(), place.acknowledged), ("PPPPPP", false));
+    world.wire.set_deaf(host, false);
+    world.day(0);
+    all_paid(&world, id, 7);
+}

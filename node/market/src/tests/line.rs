@@ -31,6 +31,7 @@ impl Settlement for Line {
     }
 
     async fn status(&self) -> Answer<Status> {
+        self.up()?;
         self.ledger.status().await
     }
 
@@ -39,6 +40,7 @@ impl Settlement for Line {
     }
 
     async fn channel(&self, id: B256) -> Answer<Option<Channel>> {
+        self.up()?;
         self.ledger.channel(id).await
     }
 
@@ -85,6 +87,14 @@ impl Settlement for Line {
 }
 
 impl Line {
+    /// An error while this node's line is down.
+    fn up(&self) -> Answer<()> {
+        match self.wire.is_deaf(&self.me) {
+            true => Err(SettlementError::Unreachable("the line is down".into())),
+            false => Ok(()),
+        }
+    }
+
     /// Ends this node; the task that asked never goes on.
     async fn die(&self) {
         self.wire.fell(&self.me);

@@ -64,6 +64,8 @@ pub struct Wire {
     tampering: Mutex<Option<Arc<Tampering>>>,
     nodes: Mutex<HashMap<PublicKey, Live>>,
     hosts: Mutex<Vec<PublicKey>>,
+    /// Whose questions to the settlement are not answered.
+    deaf: Mutex<Vec<PublicKey>>,
     /// Messages so far, and the cut that is to come.
     plan: Mutex<Plan>,
 }
@@ -103,6 +105,18 @@ impl Wire {
     /// Carries everything again.
     pub fn behave(&self) {
         *self.tampering.lock() = None;
+    }
+
+    /// Takes a node's line to the settlement down, or up again.
+    pub fn set_deaf(&self, key: PublicKey, deaf: bool) {
+        let mut all = self.deaf.lock();
+        all.retain(|k| *k != key);
+        all.extend(deaf.then_some(key));
+    }
+
+    /// Whether a node's line to the settlement is down.
+    pub fn is_deaf(&self, key: &PublicKey) -> bool {
+        self.deaf.lock().contains(key)
     }
 
     /// Plans a cut at message number `at`, counted from now.
