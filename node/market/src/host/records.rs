@@ -112,6 +112,10 @@ const UNPAID: u32 = 2;
 /// Of all proven epochs one in so many may stay unpaid besides: answers that got lost on the way back are judged as
 /// silence by an honest renter too.
 const LOST_ANSWERS: u32 = 10;
+/// At most so many, and one of a hundred in the long run: a renter must not have every tenth epoch for nothing.
+const LOST_MOST: u32 = 3;
+/// One of so many in the long run.
+const LOST_FOR_LONG: u32 = 100;
 /// Epochs that audits may leave out, besides half of those that have ended: what an honest renter judges as silence while
 /// this host believes that it can be reached.
 const SKIPPED: u32 = 3;
@@ -144,17 +148,24 @@ impl HostAgreement {
         self.earned().saturating_sub(self.paid).saturating_sub(self.lost)
     }
 
-    /// Epochs that were proven and that no voucher or claim has paid.
+    /// Epochs that were proven and that no voucher or claim has paid, at the agreement's price: an unpaid setup counts as
+    /// the epochs that it is worth.
     pub fn unpaid_proven(&self) -> u32 {
-        let got = self.earned().max(self.paid).saturating_sub(self.agreement.setup_price);
-        let paid = got.units().checked_div(self.agreement.epoch_price.units());
-        let paid = paid.map_or(u32::MAX, |epochs| u32::try_from(epochs).unwrap_or(u32::MAX));
-        self.proven.saturating_sub(paid)
+        if self.proven == 0 {
+            return 0;
+        }
+        let price = self.agreement.epoch_price;
+        let epochs = price.checked_mul(u64::from(self.proven));
+        let due = epochs.and_then(|e| e.checked_add(self.agreement.setup_price)).unwrap_or(Btt::MAX);
+        let unpaid = due.saturating_sub(self.earned().max(self.paid));
+        let unpaid = unpaid.units().checked_div(price.units()).unwrap_or(0);
+        u32::try_from(unpaid).unwrap_or(u32::MAX)
     }
 
     /// Whether more proven epochs are unpaid than a renter that pays would leave.
     pub fn in_arrears(&self) -> bool {
-        self.unpaid_proven() > UNPAID.saturating_add(self.proven / LOST_ANSWERS)
+        let lost = (self.proven / LOST_ANSWERS).min(LOST_MOST.saturating_add(self.proven / LOST_FOR_LONG));
+        self.unpaid_proven() > UNPAID.saturating_add(lost)
     }
 
     /// Whether the agreement is one that is not paid for, at settlement time `now`, and how.
@@ -182,5 +193,64 @@ impl HostAgreement {
             return Btt::ZERO;
         }
         self.agreement.total_price().unwrap_or(Btt::MAX).saturating_sub(self.paid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use btfs_ledger::B256;
+
+    use super::*;
+    use crate::terms;
+    use crate::terms::tests::{channel, offer, wish};
+
+    /// An agreement with so many epochs proven and `paid` of the settlement.
+    fn record(proven: u32, paid: Btt) -> HostAgreement {
+        let agreement = terms::draft(&offer(), B256::ZERO, &channel(), B256::ZERO, &wish()).unwrap();
+        let renter = btfs_ledger::SecretKey::from_bytes(&[9; 32]).unwrap().public();
+        HostAgreement {
+            state: HostState::Active,
+            reason: None,
+            renter,
+            channel: channel(),
+            agreement,
+            reserved_until: 0,
+            funded: true,
+            renter_signature: None,
+            host_signature: None,
+            voucher: None,
+            answered: None,
+            audits: (0, 0),
+            proven,
+            paid,
+            ends: None,
+            told: false,
+            lost: Btt::ZERO,
+            skipped: 0,
+        }
+    }
+
+    #[test]
+    fn few_epochs_may_stay_unpaid_however_long_the_term() {
+        let arrears = |proven: u32, unpaid: u32| {
+            let a = record(0, Btt::ZERO).agreement;
+            let paid = a.epoch_price.checked_mul(u64::from(proven - unpaid)).unwrap();
+            record(proven, paid.checked_add(a.setup_price).unwrap()).in_arrears()
+        };
+        for (proven, most) in [(3, 2), (10, 3), (30, 5), (366, 8), (3660, 41)] {
+            assert!(!arrears(proven, most), "{most} of {proven}");
+            assert!(arrears(proven, most + 1), "{} of {proven}", most + 1);
+        }
+    }
+
+    #[test]
+    fn an_unpaid_setup_counts_once_the_renter_asks_for_proofs() {
+        let mut r = record(0, Btt::ZERO);
+        r.agreement.setup_price = r.agreement.epoch_price.checked_mul(5).unwrap();
+        assert!(!r.in_arrears(), "it may be away");
+        r.proven = 1;
+        assert!(r.in_arrears());
+        r.paid = r.agreement.setup_price;
+        assert!(!r.in_arrears());
     }
 }
