@@ -96,6 +96,15 @@ pub enum MarketEvent {
         /// Paid to the stream in all.
         paid: Btt,
     },
+    /// Renter: a host was paid for an agreement that it had said it did not sign. It is not used again.
+    Denied {
+        /// The agreement.
+        id: B256,
+        /// The host.
+        host: PublicKey,
+        /// Paid to it by the settlement.
+        paid: Btt,
+    },
     /// Renter: money came back from a channel.
     Refunded {
         /// The channel.

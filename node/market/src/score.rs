@@ -48,6 +48,9 @@ pub struct Reputation {
     pub tripwires: u64,
     /// Round-trip time of the last offer request in milliseconds.
     pub latency_ms: u64,
+    /// Agreements that it was paid for after it had said that it did not sign them.
+    #[serde(default)]
+    pub denied: u64,
 }
 
 /// What is wanted from a host.
@@ -91,6 +94,8 @@ pub enum Exclusion {
     UnknownTerms,
     /// It failed its last audits.
     FailedAudits,
+    /// It took money for an agreement that it said it had not signed.
+    Denied,
     /// Another chosen host is in the same subnet.
     SameSubnet,
     /// It already holds or refused a part of this thing.
@@ -113,6 +118,7 @@ impl Exclusion {
             Self::WindowTooLong => "that lock money for too long",
             Self::UnknownTerms => "with terms this version does not know",
             Self::FailedAudits => "that failed their last audits",
+            Self::Denied => "that took money for what they said they had not signed",
             Self::SameSubnet => "in a subnet already used",
             Self::AlreadyUsed => "already used or tried for this",
             Self::Myself => "that is this node",
@@ -205,6 +211,7 @@ pub fn fits(offer: &Offer, reputation: &Reputation, need: &Need) -> Result<(), E
     fail(need.max_setup.is_some_and(|max| offer.setup_price > max), Exclusion::TooDear)?;
     fail(u64::from(offer.window) > need.max_window, Exclusion::WindowTooLong)?;
     fail(offer.collateral != 0, Exclusion::UnknownTerms)?;
+    fail(reputation.denied > 0, Exclusion::Denied)?;
     fail(reputation.streak >= EXCLUDING_STREAK, Exclusion::FailedAudits)
 }
 

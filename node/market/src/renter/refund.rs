@@ -10,9 +10,21 @@ use std::sync::Arc;
 use btfs_ledger::{B256, Btt};
 
 use super::records::{self, RenterAgreement, ThingState};
+use super::tripwire::remember;
 use super::{Inner, RentError, plan};
 use crate::events::MarketEvent;
+use crate::schedule::Schedule;
 use crate::states::RenterState;
+
+/// The reason on record when the settlement shows that a host lied.
+const DENIED: &str = "the host said that it had not signed";
+
+/// Whether a host could still claim an agreement that it said it had not signed: our signature is enough for that.
+fn claimable(r: &RenterAgreement, now: u64) -> bool {
+    let newest = r.starts.iter().max();
+    r.state == RenterState::Failed
+        && newest.is_some_and(|start| now <= Schedule { start: *start, ..r.schedule() }.data_until())
+}
 
 impl Inner {
     /// One round over all channels with ended agreements; then over all things.
@@ -20,8 +32,9 @@ impl Inner {
         let all = self.agreements().await?;
         let ended =
             |r: &RenterAgreement| !r.refunded && (r.state == RenterState::Closing || r.state.is_final());
+        let looked_at = |r: &RenterAgreement| ended(r) || claimable(r, now);
         let channels: BTreeSet<B256> =
-            all.iter().filter(|(_, r)| ended(r)).map(|(_, r)| r.channel.id()).collect();
+            all.iter().filter(|(_, r)| looked_at(r)).map(|(_, r)| r.channel.id()).collect();
         for channel in channels {
             let of: Vec<_> = all.iter().filter(|(_, r)| r.channel.id() == channel).cloned().collect();
             self.refund_channel(channel, of, now).await?;
@@ -40,12 +53,22 @@ impl Inner {
         self.money.resume().await?;
         for (id, r) in &of {
             let paid = self.money.stream(channel, *id).await?.paid;
-            if paid > r.paid {
-                self.change(*id, move |_, _, r| {
+            if paid <= r.paid {
+                continue;
+            }
+            let denied = self
+                .change(*id, move |s, batch, r| {
                     r.paid = r.paid.max(paid);
-                    Ok(())
+                    if r.state != RenterState::Failed {
+                        return Ok(false);
+                    }
+                    r.reason = Some(format!("{DENIED}, and was paid {paid} BTT for it"));
+                    remember(s, batch, &r.host, |h| h.reputation.denied += 1)?;
+                    Ok(true)
                 })
                 .await?;
+            if denied {
+                self.events.send(MarketEvent::Denied { id: *id, host: r.host, paid });
             }
         }
         let needed = self.needs(channel).await?;

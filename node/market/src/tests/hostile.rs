@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use btfs_ledger::typed::{Agreement, Document, Signed};
+use btfs_ledger::typed::{Agreement, Document, Signed, VerifiedVoucher, Voucher};
 use btfs_ledger::{B256, Btt};
 use btfs_storage::BlockSource;
 use parking_lot::Mutex;
@@ -166,6 +166,49 @@ fn a_hidden_signature_earns_nothing_for_the_days_it_was_hidden() {
     let place = only_place(&world, id);
     assert_eq!((place.state, place.days.as_str()), (RenterState::Active, "OOPP"));
     assert_eq!(place.earned_btt, place.epoch_price_btt.checked_mul(2).unwrap());
+    world.check_supply();
+}
+
+#[test]
+fn a_host_that_denies_its_signature_and_is_paid_is_not_used_again() {
+    let world = World::new(2);
+    world.rent_out(1..2);
+    let root = world.add(0, 300_000);
+    world.wire.tamper(|_, protocol, bytes| match rental(protocol, bytes) {
+        Some(RentalRequest::Sign(_)) => {
+            let refusal = Refusal::WrongState("busy".into());
+            Tamper::After(Ok(encode(&RentalReply::Refused(refusal))))
+        }
+        Some(RentalRequest::Status { .. } | RentalRequest::Cancel { .. }) => {
+            Tamper::Instead(Ok(encode(&RentalReply::Refused(Refusal::Unknown))))
+        }
+        _ => Tamper::Pass,
+    });
+    let id = begin(&world, World::order(root, 30, None, Some(1)));
+    placed(&world, id);
+    world.day(0);
+    let place = only_place(&world, id);
+    assert_eq!(place.state, RenterState::Failed);
+    // What a claim does to the books, by the shorter way of a voucher.
+    let (domain, key) = (*world.ledger.domain(), world.nodes[0].key.clone());
+    let (amount, agreement) = (place.epoch_price_btt, place.agreement);
+    let host = world.market(1).host().0.clone();
+    world.on(1, async move {
+        let r = host.record(agreement).await.unwrap().unwrap();
+        let document = Voucher { channel: r.channel.id(), stream: agreement, amount, epochs: 1 };
+        let voucher = Signed::sign(document, &domain, &key);
+        let checked = VerifiedVoucher::check(voucher, &domain, &r.channel).unwrap();
+        host.money.redeem(&checked).await.unwrap();
+    });
+    world.wire.behave();
+    world.day(0);
+    world.day(0);
+    let reason = only_place(&world, id).reason.unwrap();
+    assert!(reason.contains("said that it had not signed, and was paid"), "{reason}");
+    let renter = world.market(0).renter().clone();
+    let again = world.on(0, async move { renter.quote(World::order(root, 30, None, Some(1)), |_| {}).await });
+    let why = again.unwrap_err().to_string();
+    assert!(why.contains("that took money for what they said they had not signed"), "{why}");
     world.check_supply();
 }
 
