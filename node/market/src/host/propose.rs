@@ -23,6 +23,8 @@ const MAX_PER_PEER: usize = 4;
 const MAX_UNSIGNED: usize = 256;
 /// Agreements on record that still hold space: bounds every scan.
 const MAX_LIVE: usize = 100_000;
+/// The same of one peer, so that nobody takes all places.
+const MAX_LIVE_PER_PEER: usize = MAX_LIVE / 10;
 /// Lists under way in all; with at most 5.6 MB each they fit a small node's memory.
 const MAX_INCOMING: usize = 8;
 /// Lists under way of one peer.
@@ -259,9 +261,13 @@ fn check_space(
     asked: u64,
     capacity: u64,
 ) -> Result<u64, Refusal> {
-    let live = all.iter().filter(|(_, r)| r.state.holds_space()).count();
-    if live >= MAX_LIVE {
-        return Err(Refusal::TooMany(format!("{live} agreements are running")));
+    let (mut live, mut own) = (0, 0);
+    for (_, r) in all.iter().filter(|(_, r)| r.state.holds_space()) {
+        live += 1;
+        own += usize::from(r.renter == peer);
+    }
+    if live >= MAX_LIVE || own >= MAX_LIVE_PER_PEER {
+        return Err(Refusal::TooMany(format!("{live} agreements are running, {own} of this renter")));
     }
     let free = capacity.saturating_sub(used_bytes(all));
     if asked > free {

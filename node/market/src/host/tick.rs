@@ -23,6 +23,9 @@ use crate::states::HostState;
 
 /// Wall-clock time in which a voucher comes after its proof, however fast a local clock is stepped.
 pub(crate) const VOUCHER_WAIT: Duration = Duration::from_secs(30);
+/// Seconds for which an agreement that is over stays on record, for `status` and for late vouchers: longer than the longest
+/// notice period of a channel. Then it goes, since every scan reads all records.
+const SHOWN: u64 = 120 * 86_400;
 /// Least time between two collections after agreements that never began: whoever delivers and withdraws without end
 /// must not keep the disk busy. Those that were paid for are collected at once.
 const COLLECT_PAUSE: Duration = Duration::from_secs(60);
@@ -131,7 +134,14 @@ impl Inner {
                 self.release_rest(id).await?;
                 Ok(false)
             }
-            HostState::Done => Ok(false),
+            HostState::Done => {
+                let shown_until = r.schedule().data_until().saturating_add(SHOWN);
+                // With something unredeemed it stays: the lock may be filled again.
+                if now > shown_until && r.earned() <= r.paid && !self.clocks_disagree(now) {
+                    self.drop_record(id).await?;
+                }
+                Ok(false)
+            }
             // Left by an earlier version, which kept them.
             HostState::Failed => {
                 self.forget(id).await?;
@@ -199,8 +209,7 @@ impl Inner {
         if r.unredeemed() > btfs_ledger::Btt::ZERO {
             self.redeem(id).await?;
         }
-        let disagree = now.abs_diff(wall_clock()) > MAX_CLOCK_DISAGREEMENT && !self.local;
-        let over = now >= r.schedule().data_until() && !disagree;
+        let over = now >= r.schedule().data_until() && !self.clocks_disagree(now);
         if last && !over {
             // Nothing more can be owed.
             self.release_rest(id).await?;
@@ -213,6 +222,25 @@ impl Inner {
             tracing::warn!(agreement = %id, %error, "the rest of the lock is not released; its funder takes it back after the window");
         }
         Ok(true)
+    }
+
+    /// Whether nothing may be deleted by expiry: in a network that is not local, settlement and wall clock tell another
+    /// time.
+    fn clocks_disagree(&self, now: u64) -> bool {
+        now.abs_diff(wall_clock()) > MAX_CLOCK_DISAGREEMENT && !self.local
+    }
+
+    /// Forgets an agreement that is over and paid.
+    async fn drop_record(self: &Arc<Self>, id: B256) -> Result<(), Refusal> {
+        let this = self.clone();
+        self.store
+            .run(move |s| {
+                let _one = this.write.lock();
+                let mut batch = s.state().batch();
+                batch.delete(&records::AGREEMENTS, &id.0).map_err(internal)?;
+                s.state().commit(batch).map_err(internal)
+            })
+            .await
     }
 
     /// Closing -> Done and the space free, unless a voucher came in that is not redeemed yet.

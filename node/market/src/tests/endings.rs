@@ -203,3 +203,25 @@ fn elsewhere_audits_wait_silence_is_asked_again_and_expiry_waits_for_the_clocks(
     assert_eq!(shown.agreements[0].redeemed_btt, shown.agreements[0].earned_btt);
     world.check_supply();
 }
+
+#[test]
+fn what_is_long_over_and_paid_leaves_the_host_s_books() {
+    let world = World::new(2);
+    world.rent_out(1..2);
+    let root = world.add(0, 300_000);
+    world.store_and_wait(0, World::order(root, 2, None, Some(1)));
+    for _ in 0..4 {
+        world.day(0);
+    }
+    let on_record = |time| {
+        let host = world.market(1).host().clone();
+        world.on(1, async move {
+            host.work_done(time).await;
+            host.status().await.unwrap().agreements.into_iter().map(|a| a.state).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(on_record(world.ledger.now()), [HostState::Done]);
+    assert_eq!(on_record(world.ledger.step(100 * DAY).unwrap().time), [HostState::Done]);
+    assert_eq!(on_record(world.ledger.step(30 * DAY).unwrap().time), []);
+    world.check_supply();
+}
