@@ -105,8 +105,12 @@ impl Inner {
                 })
                 .await?;
             }
-            Ok(Ok(other)) => tracing::info!(agreement = %id, ?other, "the renter did not take the notice yet"),
-            Ok(Err(error)) => tracing::info!(agreement = %id, %error, "the renter did not take the notice yet"),
+            Ok(Ok(other)) => {
+                tracing::info!(agreement = %id, ?other, "the renter did not take the notice yet")
+            }
+            Ok(Err(error)) => {
+                tracing::info!(agreement = %id, %error, "the renter did not take the notice yet")
+            }
             Err(error) => tracing::info!(agreement = %id, %error, "the renter has not heard the notice yet"),
         }
         Ok(())

@@ -266,7 +266,12 @@ impl Inner {
             match self.take_nonce(id, epoch, r.schedule().epoch_at(now)).await? {
                 Nonce::Taken => {}
                 Nonce::Spent => {
-                    break Heard { verdict: Verdict::Timeout, millis: 0, excuse: r.excused.is_some(), ended: None };
+                    break Heard {
+                        verdict: Verdict::Timeout,
+                        millis: 0,
+                        excuse: r.excused.is_some(),
+                        ended: None,
+                    };
                 }
                 Nonce::SpentElsewhere => return Ok(None),
             }

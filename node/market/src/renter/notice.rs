@@ -120,7 +120,9 @@ impl Inner {
         for _ in 0..2 {
             match self.ask_within(&r.host, &RentalRequest::Cancel { id, epoch }, QUICK_ANSWER).await {
                 // The host may have given notice for an earlier epoch that we did not hear.
-                Ok(RentalReply::Ends { epoch: earlier }) => return self.notice_heard(id, Some(earlier)).await,
+                Ok(RentalReply::Ends { epoch: earlier }) => {
+                    return self.notice_heard(id, Some(earlier)).await;
+                }
                 Err(RentError::Refused(Refusal::WrongState(_) | Refusal::Unknown)) => {
                     return self.notice_heard(id, None).await;
                 }

@@ -132,7 +132,9 @@ fn a_notice_of_the_host_that_was_lost_is_heard_later() {
     let (world, id) = pair(30);
     world.day(0);
     world.wire.tamper(|_, protocol, bytes| match protocol {
-        RENTAL_PROTOCOL if matches!(decode(bytes, MAX_RENTAL_REQUEST).unwrap(), RentalRequest::Quit { .. }) => {
+        RENTAL_PROTOCOL
+            if matches!(decode(bytes, MAX_RENTAL_REQUEST).unwrap(), RentalRequest::Quit { .. }) =>
+        {
             Tamper::Instead(Err(CourierError::Unreachable("down".into())))
         }
         _ => Tamper::Pass,
