@@ -1,12 +1,12 @@
 # One entry point for people and CI; each target installs what it misses, or says which command does.
-# BTFS_BIN, FILE and CHECK may be given on the command line.
+# BTFS_BIN, FILE, CHECK and SECONDS (a decoder, for fuzz) may be given on the command line.
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export BTFS_BIN ?= $(abspath $(TARGET))/release/btfs
 FILE ?=
 
-.PHONY: build demo test bench lint install tools peers
+.PHONY: build demo test bench fuzz lint install tools peers
 
 build: tools
 	$(CARGO) build --release --locked --bin btfs
@@ -20,6 +20,9 @@ test: build lint peers
 bench: build peers
 	$(CARGO) run --release --locked -p btfs-tests --bin bench -- $(if $(CHECK),--check)
 	$(CARGO) run --release --locked -p btfs-storage --example million -- $(if $(CHECK),--check)
+
+fuzz: tools
+	$(CARGO) run --release --locked -p btfs-tests --bin fuzz -- all --seconds $(or $(SECONDS),60)
 
 lint: tools
 	$(CARGO) fmt --all --check

@@ -11,7 +11,7 @@ use crate::db::{Batch, DbError, StateDb, Table, head};
 use crate::store::is_pinned_root;
 
 /// A foreign multihash, then root and offset of a candidate.
-type Key = (Vec<u8>, (Vec<u8>, u64));
+pub(crate) type Key = (Vec<u8>, (Vec<u8>, u64));
 
 /// Candidates -> length.
 const ALIASES: Table<Key, u64> = Table::new("storage.alias");

@@ -9,6 +9,7 @@
 //!   synced batch can move an agreement and its pins together.
 //! * [`import`], [`unixfs`], [`dagpb`] and [`read`] turn files into DAGs of blocks and back; [`car`] carries DAGs from
 //!   one program to another, and [`ipld`] reads blocks as values of the IPLD data model.
+//! * [`sealed`] encrypts content before it becomes blocks; everything else works on the sealed bytes.
 //! * [`erasure`], [`layout`], [`blocklist`] and [`proof`] cut a DAG into shards, add parity, rebuild what was
 //!   lost, and prove that a host still holds what it was given.
 //!
@@ -36,6 +37,7 @@ pub mod ipld;
 pub mod layout;
 pub mod proof;
 pub mod read;
+pub mod sealed;
 pub mod unixfs;
 
 mod block;
@@ -46,7 +48,9 @@ pub(crate) mod testing;
 
 pub use block::{BlockSink, BlockSource, Class, MAX_BLOCK};
 pub use error::{StoreError, size};
+#[doc(hidden)]
+pub use store::decoders;
 pub use store::{
     ClassStat, GcOptions, GcPhase, GcProgress, GcReport, Ingest, Ingested, Pin, PinId, PinKind, Quota,
-    RepoStat, ScrubPage, Store, StoreOptions, StoredBlock,
+    Removal, RepoStat, ScrubPage, Store, StoreOptions, StoredBlock,
 };

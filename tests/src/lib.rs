@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod bench;
+pub mod fuzz;
 pub mod ipfs;
 pub mod network;
 pub mod node;

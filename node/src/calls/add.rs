@@ -10,12 +10,12 @@ use btfs_bittorrent::create::{self, TorrentFile};
 use btfs_storage::import::{
     self, Chunker, DirBuilder, IgnoreRules, ImportOptions, Imported, Layout, Overrides, Profile,
 };
-use btfs_storage::{BlockSink, Bytes, Cid, Class, Ingest, PinKind, Store, StoreError};
+use btfs_storage::{BlockSink, Bytes, Cid, Class, Ingest, Pin, PinKind, Store, StoreError};
 use futures::{Stream, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::body::{self, Pieces};
-use super::files::{announce, own_pin};
+use super::files::{announce, own_pin, private_pin};
 use crate::api::call::{Answered, ApiError, Progress, route};
 use crate::call;
 use crate::node::Node;
@@ -58,6 +58,8 @@ pub struct AddOptions {
     pub no_pin: bool,
     /// The pin's name; default: the name of what is added.
     pub pin_name: Option<String>,
+    /// Do not announce it, now or when a daemon starts: for sealed files.
+    pub private: bool,
 }
 
 /// Stores a file or directory of this machine.
@@ -154,6 +156,7 @@ impl AddOptions {
                 "only_hash" => options.only_hash = flag()?,
                 "no_pin" => options.no_pin = flag()?,
                 "pin" => options.no_pin = !flag()?,
+                "private" => options.private = flag()?,
                 "pin_name" => options.pin_name = Some(value.into_owned()),
                 "hash" if value != "sha2-256" => {
                     return Err(ApiError::bad(format!("content is hashed by sha2-256 here, not by {value}")));
@@ -198,6 +201,13 @@ impl AddOptions {
             metadata,
         };
         profile.with(&overrides).map_err(ApiError::bad)
+    }
+
+    /// The pin that a root gets, if it gets one.
+    fn pin(&self, root: Cid, name: Option<String>) -> Option<Pin> {
+        let pin =
+            if self.private { private_pin(root, name) } else { own_pin(root, name, PinKind::Recursive) };
+        (!self.no_pin).then_some(pin)
     }
 
     /// The mode and time that are given, in the options of an import.
@@ -270,7 +280,7 @@ pub async fn add(node: Arc<Node>, request: AddRequest, progress: Progress) -> An
         true => String::new(),
         false => request.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
     };
-    let only_hash = request.options.only_hash;
+    let (only_hash, private) = (request.options.only_hash, request.options.private);
     let store = node.store.clone();
     let work = {
         let name = name.clone();
@@ -280,7 +290,7 @@ pub async fn add(node: Arc<Node>, request: AddRequest, progress: Progress) -> An
     if let Some(torrent) = &torrent {
         super::torrent::seed(&node, torrent).await?;
     }
-    if !only_hash {
+    if !only_hash && !private {
         announce(&node, done.root).await;
     }
     Ok(added(done, name, torrent.as_ref()))
@@ -321,7 +331,7 @@ fn import_paths(
     };
     let torrent = hasher.map(|hasher| hasher.finish(done.root)).transpose()?;
     let name = request.options.pin_name.clone().or_else(|| (!name.is_empty()).then(|| name.to_owned()));
-    target.finish(store, done.root, (!request.options.no_pin).then_some(name), torrent.as_ref())?;
+    target.finish(store, request.options.pin(done.root, name), torrent.as_ref())?;
     Ok((done, torrent))
 }
 
@@ -350,12 +360,11 @@ impl Target {
         if only_hash { Ok(Target::Nowhere) } else { Ok(Target::Store(store.ingest(Class::Own)?)) }
     }
 
-    /// Makes it durable; `pin` holds the name of the pin that the root gets, if it gets one.
+    /// Makes it durable, with its pin.
     fn finish(
         self,
         store: &Store,
-        root: Cid,
-        pin: Option<Option<String>>,
+        pin: Option<Pin>,
         torrent: Option<&TorrentFile>,
     ) -> Result<(), StoreError> {
         let Target::Store(mut ingest) = self else { return Ok(()) };
@@ -363,8 +372,8 @@ impl Target {
         if let Some(torrent) = torrent {
             torrent.record(store, &mut ingest, &mut batch)?;
         }
-        if let Some(name) = pin {
-            store.pin(&mut batch, &own_pin(root, name, PinKind::Recursive))?;
+        if let Some(pin) = pin {
+            store.pin(&mut batch, &pin)?;
         }
         ingest.finish(batch)?;
         Ok(())
@@ -421,13 +430,12 @@ where
                 directory.add(&[&name], &done)?;
                 done = directory.finish(&mut target)?;
             }
-            let pin = (!options.no_pin).then(|| options.pin_name.clone());
-            target.finish(&store, done.root, pin, None)?;
+            target.finish(&store, options.pin(done.root, options.pin_name.clone()), None)?;
             Ok(done)
         }
     };
     let done = body::blocking(content, work).await??;
-    if !options.only_hash {
+    if !options.only_hash && !options.private {
         announce(node, done.root).await;
     }
     Ok(added(done, name, None))

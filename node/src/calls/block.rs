@@ -8,7 +8,7 @@ use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use btfs_storage::ipld::Codec;
-use btfs_storage::{BlockSink, Bytes, Cid, Class, MAX_BLOCK, PinKind, StoreError, hash};
+use btfs_storage::{BlockSink, Bytes, Cid, Class, MAX_BLOCK, PinKind, Removal, StoreError, hash};
 use serde::{Deserialize, Serialize};
 
 use super::files::{announce, own_pin, parse_content, retrieve_error};
@@ -76,7 +76,37 @@ pub struct BlockStat {
 
 call!(BlockStatRequest => BlockStat, "block/stat");
 
+/// Removes blocks from the store.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BlockRemoveRequest {
+    /// CIDs or /ipfs paths.
+    pub cids: Vec<String>,
+    /// Blocks that are not here are no errors.
+    pub force: bool,
+}
+
+/// What became of them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BlocksRemoved {
+    /// One by one.
+    pub blocks: Vec<RemovedBlock>,
+}
+
+/// What became of one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RemovedBlock {
+    /// Its CID.
+    pub cid: String,
+    /// Why it is still there, or never was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+call!(BlockRemoveRequest => BlocksRemoved, "block/rm");
+
 pub(super) fn routes(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
+    let router = route::<BlockRemoveRequest, _, _>(router, |node, request, _| remove(node, request));
     route::<BlockStatRequest, _, _>(router, |node, request, _| async move { stat(node, &request.cid).await })
         .route("/api/v1/block/put", axum::routing::post(put_route))
         .route("/api/v1/block/get", axum::routing::post(get_route))
@@ -196,4 +226,28 @@ pub async fn get(node: Arc<Node>, reference: &str) -> Result<Response, ApiError>
 pub async fn stat(node: Arc<Node>, reference: &str) -> Answered<BlockStat> {
     let (cid, block) = find(node, reference).await?;
     Ok(BlockStat { cid: cid.to_string(), size: block.len() as u64 })
+}
+
+/// Removes blocks that nothing needs. All pins are walked for it, so that it may take as long as the first half of a
+/// collection.
+pub async fn remove(node: Arc<Node>, request: BlockRemoveRequest) -> Answered<BlocksRemoved> {
+    let local = Retriever::local(node.clone());
+    let mut cids = Vec::with_capacity(request.cids.len());
+    for reference in &request.cids {
+        let reference = parse_content(reference)?;
+        cids.push(local.resolve(&reference, &[], &Progress::default()).await.map_err(retrieve_error)?);
+    }
+    let store = node.store.clone();
+    let wanted = cids.clone();
+    let removals = tokio::task::spawn_blocking(move || store.remove_unpinned(&wanted)).await??;
+    let told = |removal: &Removal| match removal {
+        Removal::Removed => None,
+        Removal::Absent if request.force => None,
+        Removal::Absent => Some("it is not in this store".to_owned()),
+        Removal::Pinned => Some("a pin needs it; `btfs pin ls` lists the pins".to_owned()),
+        Removal::InUse => Some("it is being brought in just now; try again later".to_owned()),
+    };
+    let blocks = cids.iter().zip(&removals);
+    let blocks = blocks.map(|(cid, removal)| RemovedBlock { cid: cid.to_string(), error: told(removal) });
+    Ok(BlocksRemoved { blocks: blocks.collect() })
 }

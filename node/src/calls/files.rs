@@ -173,6 +173,11 @@ pub fn own_pin(root: Cid, name: Option<String>, kind: PinKind) -> Pin {
     Pin { id: format!("own:{root}").into(), kind, root, class: Class::Own, name, expires: None }
 }
 
+/// The pin of a root that is kept and not announced.
+pub fn private_pin(root: Cid, name: Option<String>) -> Pin {
+    Pin { id: format!("private:{root}").into(), ..own_pin(root, name, PinKind::Recursive) }
+}
+
 /// Tells the DHT that this node has `root`, without waiting for it. What is stored while no daemon runs is told by
 /// the next one.
 pub(super) async fn announce(node: &Node, root: Cid) {
@@ -419,12 +424,16 @@ pub async fn pin_remove(node: &Arc<Node>, reference: &str) -> Answered<PinInfo> 
         .await
         .map_err(retrieve_error)?;
     let pin = node.store.run(move |store| {
-        let id = own_pin(cid, None, PinKind::Recursive).id;
-        let Some(pin) = store.pin_get(&id)? else { return Ok(None) };
         let mut batch = store.state().batch();
-        store.unpin(&mut batch, &id)?;
+        let mut removed = None;
+        for id in [private_pin(cid, None).id, own_pin(cid, None, PinKind::Recursive).id] {
+            if let Some(pin) = store.pin_get(&id)? {
+                store.unpin(&mut batch, &id)?;
+                removed = Some(pin);
+            }
+        }
         store.state().commit(batch)?;
-        Ok::<_, StoreError>(Some(pin))
+        Ok::<_, StoreError>(removed)
     });
     match pin.await? {
         Some(pin) => {

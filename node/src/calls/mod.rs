@@ -11,7 +11,7 @@ use crate::node::Node;
 
 pub mod add;
 pub mod block;
-mod body;
+pub(crate) mod body;
 pub mod car;
 pub mod channel;
 pub mod dag;
@@ -22,6 +22,7 @@ pub mod network;
 pub mod object;
 pub mod refs;
 pub mod setup;
+pub mod stat;
 pub mod store;
 pub mod torrent;
 pub mod wallet;
@@ -36,6 +37,7 @@ pub fn routes() -> Router<Arc<Node>> {
     let router = block::routes(router);
     let router = dag::routes(router);
     let router = refs::routes(router);
+    let router = stat::routes(router);
     let router = network::routes(router);
     let router = object::routes(router);
     let router = wallet::routes(router);

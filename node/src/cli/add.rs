@@ -28,6 +28,14 @@ pub struct Add {
     /// The name of standard input in that directory.
     #[arg(long, value_name = "NAME", requires = "wrap_with_directory")]
     stdin_name: Option<String>,
+    /// Seal the file with a new key and print a link that carries it, CID#key. Only who has the link can read the file;
+    /// the key is kept nowhere else. It is not announced.
+    #[arg(long, conflicts_with_all = ["torrent", "only_hash", "wrap_with_directory", "hidden", "ignore", "ignore_rules_path",
+        "preserve_mode", "preserve_mtime", "mode", "mtime"])]
+    private: bool,
+    /// Announce a private file like any other.
+    #[arg(long, requires = "private")]
+    announce: bool,
     /// Make and seed a torrent, hashed in the same pass.
     #[arg(long)]
     torrent: bool,
@@ -139,6 +147,11 @@ impl Add {
             return self.show(context, &client.call(&self.request(&self.paths)?).await?);
         }
         for path in &self.paths {
+            if self.private {
+                let options = AddOptions { private: !self.announce, ..self.options() };
+                super::sealed::add(context, client, path, &options, self.quieter).await?;
+                continue;
+            }
             let added = if is_stdin(path) {
                 self.stdin(client).await?
             } else {
@@ -201,6 +214,7 @@ impl Add {
             only_hash: self.only_hash,
             no_pin: self.no_pin || self.pin == Some(false),
             pin_name: self.pin_name.clone(),
+            private: false,
         }
     }
 

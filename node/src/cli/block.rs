@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use super::Context;
 use super::client::Client;
 use super::files::query_value;
-use crate::calls::block::{BlockStat, BlockStatRequest, PutBlock};
+use crate::calls::block::{BlockRemoveRequest, BlockStat, BlockStatRequest, PutBlock, RemovedBlock};
 use crate::calls::refs::Line;
 
 #[derive(Debug, Subcommand)]
@@ -22,6 +22,15 @@ pub enum Block {
     },
     /// Store bytes as a block, as they are, and print its CID.
     Put(Put),
+    /// Remove blocks that no pin needs.
+    Rm {
+        /// CIDs or /ipfs/CID/path.
+        #[arg(required = true)]
+        cids: Vec<String>,
+        /// Blocks that are not here are no errors.
+        #[arg(long, short)]
+        force: bool,
+    },
     /// Show a block's size; fetches it if it is not here.
     Stat {
         /// A CID or /ipfs/CID/path.
@@ -60,6 +69,7 @@ impl Block {
                     })
                     .await
             }
+            Self::Rm { cids, force } => remove(context, BlockRemoveRequest { cids, force }).await,
             Self::Get { cid } => {
                 stream(context, &format!("/api/v1/block/get?reference={}", query_value(&cid))).await
             }
@@ -77,6 +87,21 @@ impl Block {
             }
         }
     }
+}
+
+async fn remove(context: &Context, request: BlockRemoveRequest) -> anyhow::Result<()> {
+    let client = context.client().await?;
+    let removed = client.call(&request).await;
+    client.close().await?;
+    let removed = removed?;
+    context.show(&removed, |removed| {
+        let gone = removed.blocks.iter().filter(|block| block.error.is_none());
+        gone.map(|block| format!("removed {}", block.cid)).collect::<Vec<_>>().join("\n")
+    })?;
+    let failed =
+        |block: &RemovedBlock| Some(format!("cannot remove {}: {}", block.cid, block.error.as_ref()?));
+    let failed: Vec<String> = removed.blocks.iter().filter_map(failed).collect();
+    if failed.is_empty() { Ok(()) } else { bail!(failed.join("\n")) }
 }
 
 /// Prints a stream of bytes.

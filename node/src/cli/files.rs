@@ -15,7 +15,7 @@ use crate::config::ByteSize;
 
 #[derive(Debug, Args)]
 pub struct Get {
-    /// A CID, /ipfs/CID/path, infohash, magnet link or .torrent file.
+    /// A CID, /ipfs/CID/path, CID#key, infohash, magnet link or .torrent file.
     reference: String,
     /// Where to; default: the last segment of the reference.
     #[arg(long, short)]
@@ -42,6 +42,22 @@ pub struct Get {
 
 impl Get {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        if let Some(link) = super::sealed::link(&self.reference)? {
+            if self.pin {
+                bail!(
+                    "--pin keeps the sealed bytes: `btfs pin add {}` does that, and announces them",
+                    link.reference
+                );
+            }
+            if self.archive || self.compress {
+                bail!("what is sealed is one file, written as it was; `btfs cat LINK | gzip` compresses it");
+            }
+            let target = match &self.output {
+                Some(target) => target.clone(),
+                None => default_target(&link.reference)?,
+            };
+            return super::sealed::get(context, &link, &target).await;
+        }
         let reference = absolute_torrent(self.reference)?;
         let target = match self.output {
             Some(target) => target,
@@ -109,7 +125,7 @@ fn default_target(reference: &str) -> anyhow::Result<PathBuf> {
 
 #[derive(Debug, Args)]
 pub struct Cat {
-    /// A CID or /ipfs/CID/path.
+    /// A CID, /ipfs/CID/path or CID#key.
     reference: String,
     /// First byte.
     #[arg(long, default_value_t = 0)]
@@ -121,6 +137,9 @@ pub struct Cat {
 
 impl Cat {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        if let Some(link) = super::sealed::link(&self.reference)? {
+            return super::sealed::cat(context, &link, self.offset, self.length).await;
+        }
         let client = context.client().await?;
         let length = self.length.map(|length| format!("&length={length}")).unwrap_or_default();
         let reference = query_value(&self.reference);

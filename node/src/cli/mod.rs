@@ -23,6 +23,7 @@ mod money;
 mod network;
 mod object;
 mod progress;
+mod sealed;
 pub(crate) mod secret;
 mod setup;
 mod torrent;
@@ -193,6 +194,9 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(context: &Context, command: Command) -> anyhow::Result<()> {
+    if !matches!(command, Command::Get(_) | Command::Cat(_)) {
+        sealed::refuse_keys(std::env::args_os())?;
+    }
     match command {
         Command::Init(command) => command.run(context).await,
         Command::Daemon(command) => command.run(context).await,

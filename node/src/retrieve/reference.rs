@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use btfs_storage::Cid;
+use btfs_storage::sealed::Link;
 
 /// A parsed reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,12 @@ pub enum BadReference {
         /// What is wrong with it.
         reason: String,
     },
+    /// A link to a sealed file, with its key. Not quoted: this text goes into answers and logs.
+    #[error(
+        "this link has a key after its #, and a node is never given keys: `btfs get` and `btfs cat` open sealed files \
+         themselves. Everything else takes what stands before the #"
+    )]
+    Sealed,
     /// A name that only a naming system could resolve.
     #[error("`{0}` is an IPNS name; this node resolves content, not names. Give the CID it points to")]
     Ipns(String),
@@ -47,6 +54,9 @@ impl FromStr for Reference {
 
     fn from_str(text: &str) -> Result<Self, BadReference> {
         let text = text.trim();
+        if has_key(text) {
+            return Err(BadReference::Sealed);
+        }
         if text.starts_with("magnet:") {
             return Ok(Self::Magnet(text.to_owned()));
         }
@@ -72,6 +82,18 @@ impl FromStr for Reference {
                 Err(BadReference::Unknown(text.to_owned()))
             }
             Err(error) => Err(BadReference::Cid { text: root.to_owned(), reason: error.to_string() }),
+        }
+    }
+}
+
+/// Whether a text has a key after its #, whole or, right behind a CID, cut. Names below a CID may have a # in them, too.
+fn has_key(text: &str) -> bool {
+    match text.rsplit_once('#') {
+        None => false,
+        Some(_) if text.starts_with("magnet:") => false,
+        Some((before, _)) => {
+            let content = before.strip_prefix("/ipfs/").or_else(|| before.strip_prefix("ipfs://"));
+            !content.unwrap_or(before).contains('/') || text.parse::<Link>().is_ok()
         }
     }
 }
@@ -107,5 +129,18 @@ mod tests {
         assert!(matches!(Reference::from_str("hello"), Err(BadReference::Unknown(_))));
         assert!(matches!(Reference::from_str("/ipns/example.org"), Err(BadReference::Ipns(_))));
         assert!(matches!(Reference::from_str("/ipfs/zzz"), Err(BadReference::Cid { .. })));
+    }
+
+    #[test]
+    fn keys_are_refused_and_not_quoted() {
+        let key = "A".repeat(43);
+        for text in
+            [format!("{CID}#{key}"), format!("/ipfs/{CID}/a#{key}"), format!("{CID}#AAAA"), format!("#{key}")]
+        {
+            let error = Reference::from_str(&text).expect_err(&text);
+            assert_eq!(error, BadReference::Sealed, "{text}");
+            assert!(!error.to_string().contains("AAAA"));
+        }
+        assert!(matches!(format!("/ipfs/{CID}/a#b").parse(), Ok(Reference::Ipfs { .. })));
     }
 }

@@ -17,6 +17,7 @@
 //! | `schema` | the version on disk, and migrations |
 //! | `scrub` | damage: finding it, putting it aside, listing blocks |
 //! | `pool` | threads for blocking calls |
+//! | `decoders` | what the fuzzer of `tests/` needs of the above |
 //!
 //! Lock order: collection lock, key stripes (ascending), books, generations. Nothing waits for a disk sync while it
 //! holds a stripe.
@@ -25,6 +26,7 @@
 //! matter while their lease lives. What it cannot: anything for which [`Ingest::finish`] or a commit returned.
 
 mod barrier;
+pub mod decoders;
 mod gc;
 mod graph;
 mod ingest;
@@ -59,7 +61,7 @@ use rocks::{BlockDb, Counter};
 use write::Stripes;
 
 use gc::Marks;
-pub use gc::{GcOptions, GcPhase, GcProgress, GcReport};
+pub use gc::{GcOptions, GcPhase, GcProgress, GcReport, Removal};
 pub use ingest::{Ingest, Ingested};
 pub(crate) use pins::is_pinned_root;
 pub use pins::{Pin, PinId, PinKind};

@@ -110,9 +110,9 @@ impl Pin {
 
 /// A pin as it is kept: with the number of its list pages.
 #[derive(Serialize, Deserialize)]
-struct Stored {
-    pin: Pin,
-    pages: u32,
+pub(super) struct Stored {
+    pub pin: Pin,
+    pub pages: u32,
 }
 
 impl Store {

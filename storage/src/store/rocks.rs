@@ -67,7 +67,7 @@ const META_HEAD: usize = 6;
 impl Meta {
     /// Size, class and flags, then the generation without its leading zeros: small numbers, and ten times as many
     /// records as a store has megabytes.
-    fn encode(self) -> Vec<u8> {
+    pub fn encode(self) -> Vec<u8> {
         let mut out = Vec::with_capacity(META_HEAD + size_of::<u64>());
         out.extend(self.size.to_be_bytes());
         out.extend([self.class.index() as u8, u8::from(self.quarantined)]);
@@ -76,7 +76,7 @@ impl Meta {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Option<Meta> {
+    pub fn decode(bytes: &[u8]) -> Option<Meta> {
         let ([a, b, c, d, class, flags @ (0 | 1)], stamp) = bytes.split_first_chunk::<META_HEAD>()? else {
             return None;
         };

@@ -1,4 +1,4 @@
-//! `dag`, `block` and `refs` of `/api/v0`: Kubo's calls in Kubo's shapes.
+//! `dag`, `block`, `refs` and `files/stat` of `/api/v0`: Kubo's calls in Kubo's shapes.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::super::call::{ApiError, Progress};
 use super::super::query::Arguments;
 use super::Answer;
-use crate::calls::{block, car, dag, refs};
+use crate::calls::{block, car, dag, refs, stat};
 use crate::node::Node;
 
 /// Parts of one `put`, at most: each may take [`block::MAX_INPUT`] bytes of memory.
@@ -28,10 +28,12 @@ pub fn routes() -> Router<Arc<Node>> {
         .route("/api/v0/dag/put", post(put).layer(DefaultBodyLimit::disable()))
         .route("/api/v0/dag/get", post(get))
         .route("/api/v0/dag/resolve", post(resolve))
-        .route("/api/v0/dag/stat", post(stat))
+        .route("/api/v0/dag/stat", post(dag_stat))
         .route("/api/v0/block/put", post(block_put).layer(DefaultBodyLimit::disable()))
         .route("/api/v0/block/get", post(block_get))
         .route("/api/v0/block/stat", post(block_stat))
+        .route("/api/v0/block/rm", post(block_rm))
+        .route("/api/v0/files/stat", post(files_stat))
         .route("/api/v0/refs", post(refs::refs_route))
         .route("/api/v0/refs/local", post(refs::local_route))
 }
@@ -128,7 +130,7 @@ async fn resolve(State(node): State<Arc<Node>>, query: RawQuery) -> Answer {
 }
 
 /// Numbers that are 0 are left out, as Kubo does.
-async fn stat(State(node): State<Arc<Node>>, query: RawQuery) -> Answer {
+async fn dag_stat(State(node): State<Arc<Node>>, query: RawQuery) -> Answer {
     let arguments = Arguments::parse(query);
     arguments.first()?;
     let request = dag::DagStatRequest { references: arguments.all().map(str::to_owned).collect() };
@@ -189,4 +191,29 @@ async fn block_get(State(node): State<Arc<Node>>, query: RawQuery) -> Result<Res
 async fn block_stat(State(node): State<Arc<Node>>, query: RawQuery) -> Answer {
     let stat = block::stat(node, Arguments::parse(query).first()?).await?;
     Ok(axum::Json(json!({ "Key": stat.cid, "Size": stat.size })))
+}
+
+/// Of an /ipfs path: there is no file system of the node's own.
+async fn files_stat(State(node): State<Arc<Node>>, query: RawQuery) -> Answer {
+    let stat = stat::stat(node, Arguments::parse(query).first()?).await?;
+    Ok(axum::Json(json!({
+        "Hash": stat.cid,
+        "Size": stat.size,
+        "CumulativeSize": stat.dag_size,
+        "Blocks": stat.links,
+        "Type": stat.kind,
+    })))
+}
+
+async fn block_rm(State(node): State<Arc<Node>>, query: RawQuery) -> Result<Response, ApiError> {
+    let arguments = Arguments::parse(query);
+    arguments.first()?;
+    let (force, quiet) = (arguments.flag("force", false)?, arguments.flag("quiet", false)?);
+    let cids = arguments.all().map(str::to_owned).collect();
+    let removed = block::remove(node, block::BlockRemoveRequest { cids, force }).await?;
+    let answer = |block: &block::RemovedBlock| match &block.error {
+        Some(error) => Some(json!({ "Hash": block.cid, "Error": error })),
+        None => (!quiet).then(|| json!({ "Hash": block.cid })),
+    };
+    Ok(lines(&removed.blocks.iter().filter_map(answer).collect::<Vec<_>>()))
 }

@@ -20,6 +20,7 @@
 mod mark;
 mod marks;
 mod reclaim;
+mod remove;
 mod sweep;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -32,6 +33,7 @@ use crate::{StoreError, alias};
 use mark::Marking;
 pub(super) use marks::Marks;
 use reclaim::Reclaiming;
+pub use remove::Removal;
 use sweep::Sweeping;
 
 /// Whether a collection has begun and not ended: its generation.

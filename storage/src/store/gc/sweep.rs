@@ -78,7 +78,7 @@ impl Sweeping {
 
 impl Store {
     /// Deletes those of `keys` that are `doomed`, and their books; the caller holds their stripes. Answers what went.
-    fn forget(
+    pub(super) fn forget(
         &self,
         db: &BlockDb,
         keys: &[&[u8]],

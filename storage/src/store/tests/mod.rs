@@ -3,6 +3,7 @@
 mod damage;
 mod durability;
 mod model;
+mod remove;
 mod schema;
 mod space;
 
