@@ -200,7 +200,9 @@ impl Collection {
         store.state().commit(batch)?;
         let oldest = shared.leases.advance(generation);
         // After the generation: whatever is written later has its stamp, or that of a lease which `oldest` respects.
-        shared.flush(&db)?;
+        if shared.has_unflushed() {
+            shared.flush(&db)?;
+        }
         Ok(Collection {
             store: store.clone(),
             options,
