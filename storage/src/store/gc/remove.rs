@@ -42,7 +42,11 @@ impl Store {
             return Ok(Removal::Absent);
         }
         let key = key(cid);
-        let (db, _) = self.shared.db()?;
+        // A reopened database has lost stamps that the marks rely upon.
+        let (db, incarnation) = self.shared.db()?;
+        if incarnation != collection.incarnation {
+            return Err(StoreError::Reopened);
+        }
         if db.meta(&key)?.is_none() {
             return Ok(Removal::Absent);
         }
