@@ -14,7 +14,6 @@ pub(crate) struct MemoryBlocks(pub BTreeMap<Vec<u8>, Bytes>);
 
 impl MemoryBlocks {
     /// Forgets a block, as a lost disk sector would.
-    #[allow(dead_code, reason = "each test module uses its own part of this")]
     pub fn remove(&mut self, cid: &Cid) -> Option<Bytes> {
         self.0.remove(&cid.hash().to_bytes())
     }

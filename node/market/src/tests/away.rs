@@ -9,23 +9,7 @@ use btfs_ledger::B256;
 use super::world::{DAY, Tamper, World};
 use crate::messages::{AUDIT_PROTOCOL, MAX_RENTAL_REQUEST, RENTAL_PROTOCOL, RentalRequest, decode};
 use crate::ports::CourierError;
-use crate::renter::PlaceStatus;
 use crate::states::RenterState;
-
-/// A renter and a host with one agreement.
-fn pair(epochs: u32) -> (World, B256) {
-    let world = World::new(2);
-    world.rent_out(1..2);
-    let root = world.add(0, 300_000);
-    let id = world.store_and_wait(0, World::order(root, epochs, None, Some(1)));
-    (world, id)
-}
-
-fn only_place(world: &World, id: B256) -> PlaceStatus {
-    let mut places = world.status(0, id).places;
-    assert_eq!(places.len(), 1);
-    places.remove(0)
-}
 
 /// The renter is down for `days`, which the clock passes in one step, and comes back.
 fn away(world: &World, days: u64) {
@@ -38,7 +22,7 @@ fn away(world: &World, days: u64) {
 
 #[track_caller]
 fn all_paid(world: &World, id: B256, days: usize) {
-    let place = only_place(world, id);
+    let place = world.only_place(id);
     assert_eq!(place.days, "P".repeat(days));
     assert_eq!(place.earned_btt, place.epoch_price_btt.checked_mul(days as u64).unwrap());
     assert!(place.acknowledged);
@@ -47,7 +31,7 @@ fn all_paid(world: &World, id: B256, days: usize) {
 
 #[test]
 fn twenty_missed_days_are_proven_and_paid() {
-    let (world, id) = pair(30);
+    let (world, id) = World::pair(30);
     away(&world, 20);
     all_paid(&world, id, 20);
     world.day(0);
@@ -56,7 +40,7 @@ fn twenty_missed_days_are_proven_and_paid() {
 
 #[test]
 fn a_lost_voucher_of_many_days_costs_no_day() {
-    let (world, id) = pair(30);
+    let (world, id) = World::pair(30);
     let lost = Arc::new(AtomicBool::new(false));
     let once = lost.clone();
     world.wire.tamper(move |_, protocol, bytes| {
@@ -75,7 +59,7 @@ fn a_lost_voucher_of_many_days_costs_no_day() {
 
 #[test]
 fn more_days_than_a_host_answers_at_once_are_proven_the_day_after() {
-    let (world, id) = pair(80);
+    let (world, id) = World::pair(80);
     away(&world, 70);
     all_paid(&world, id, 56);
     // Every event of the ledger is another chance to ask too much.
@@ -110,26 +94,26 @@ fn a_host_that_is_starting_when_the_renter_returns_loses_no_day() {
             world.on(0, async move { renter.tick(now).await });
         };
         tick(world.ledger.now());
-        assert_eq!(only_place(&world, id).days, "", "an excuse does not cost a backlog at once");
+        assert_eq!(world.only_place(id).days, "", "an excuse does not cost a backlog at once");
         world.wire.behave();
         tick(world.ledger.step(DAY / 2).unwrap().time);
-        assert_eq!(only_place(&world, id).days, "PPP");
+        assert_eq!(world.only_place(id).days, "PPP");
         // Half an epoch of excuses is enough.
         world.wire.tamper(|_, protocol, _| match protocol {
             AUDIT_PROTOCOL => Tamper::Instead(Err(CourierError::Refused("still starting".into()))),
             _ => Tamper::Pass,
         });
         tick(world.ledger.step(DAY).unwrap().time);
-        assert_eq!(only_place(&world, id).days, "PPP");
+        assert_eq!(world.only_place(id).days, "PPP");
         tick(world.ledger.step(DAY / 2).unwrap().time);
         tick(world.ledger.step(DAY / 2).unwrap().time);
-        assert_eq!(only_place(&world, id).days, "PPPT");
+        assert_eq!(world.only_place(id).days, "PPPT");
     }
 }
 
 #[test]
 fn a_notice_of_the_host_that_was_lost_is_heard_later() {
-    let (world, id) = pair(30);
+    let (world, id) = World::pair(30);
     world.day(0);
     world.wire.tamper(|_, protocol, bytes| match protocol {
         RENTAL_PROTOCOL
@@ -139,13 +123,13 @@ fn a_notice_of_the_host_that_was_lost_is_heard_later() {
         }
         _ => Tamper::Pass,
     });
-    let (host, agreement) = (world.market(1).host().clone(), only_place(&world, id).agreement);
+    let (host, agreement) = (world.market(1).host().clone(), world.only_place(id).agreement);
     let quitting = host.clone();
     assert_eq!(world.on(1, async move { quitting.quit(agreement).await.unwrap() }), 2);
     world.day(0);
     // The renter asks about an epoch behind the end before it has heard of it.
     world.day(0);
-    let place = only_place(&world, id);
+    let place = world.only_place(id);
     assert_eq!((place.days.as_str(), place.reason.as_deref()), ("PP", Some("the host gave notice")));
     assert!(matches!(place.state, RenterState::Closing | RenterState::Done));
     world.check_supply();
@@ -153,9 +137,9 @@ fn a_notice_of_the_host_that_was_lost_is_heard_later() {
 
 #[test]
 fn a_renter_is_told_of_an_end_until_it_hears_it() {
-    let (world, id) = pair(30);
+    let (world, id) = World::pair(30);
     world.day(0);
-    let (host, agreement) = (world.market(1).host().clone(), only_place(&world, id).agreement);
+    let (host, agreement) = (world.market(1).host().clone(), world.only_place(id).agreement);
     world.kill(0);
     let quitting = host.clone();
     world.on(1, async move { quitting.quit(agreement).await.unwrap() });
@@ -170,12 +154,12 @@ fn a_renter_is_told_of_an_end_until_it_hears_it() {
         }
     });
     assert!(told);
-    assert_eq!(only_place(&world, id).epochs, 2);
+    assert_eq!(world.only_place(id).epochs, 2);
 }
 
 #[test]
 fn a_host_hears_a_cancellation_also_after_the_renter_is_done() {
-    let (world, id) = pair(30);
+    let (world, id) = World::pair(30);
     world.day(0);
     world.wire.tamper(|_, protocol, bytes| match protocol {
         RENTAL_PROTOCOL
@@ -190,7 +174,7 @@ fn a_host_hears_a_cancellation_also_after_the_renter_is_done() {
     for _ in 0..5 {
         world.day(0);
     }
-    assert_eq!(only_place(&world, id).state, RenterState::Done);
+    assert_eq!(world.only_place(id).state, RenterState::Done);
     world.wire.behave();
     world.day(0);
     world.day(0);
@@ -201,13 +185,13 @@ fn a_host_hears_a_cancellation_also_after_the_renter_is_done() {
 
 #[test]
 fn a_host_that_cannot_see_the_settlement_does_not_blame_its_renter() {
-    let (world, id) = pair(30);
+    let (world, id) = World::pair(30);
     let host = world.nodes[1].key.public();
     world.wire.set_deaf(host, true);
     for _ in 0..6 {
         world.day(0);
     }
-    let place = only_place(&world, id);
+    let place = world.only_place(id);
     assert_eq!((place.days.as_str(), place.acknowledged), ("PPPPPP", false));
     world.wire.set_deaf(host, false);
     world.day(0);

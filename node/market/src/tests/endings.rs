@@ -12,10 +12,7 @@ use crate::states::{HostState, RenterState};
 
 #[test]
 fn a_cancelled_agreement_is_paid_to_its_last_epoch_and_refunded() {
-    let world = World::new(2);
-    world.rent_out(1..2);
-    let root = world.add(0, 300_000);
-    let id = world.store_and_wait(0, World::order(root, 30, None, Some(1)));
+    let (world, id) = World::pair(30);
     world.day(0);
     world.day(0);
     let renter = world.market(0).renter().clone();
@@ -43,10 +40,7 @@ fn a_cancelled_agreement_is_paid_to_its_last_epoch_and_refunded() {
 
 #[test]
 fn a_host_can_leave_with_notice() {
-    let world = World::new(2);
-    world.rent_out(1..2);
-    let root = world.add(0, 300_000);
-    let id = world.store_and_wait(0, World::order(root, 30, None, Some(1)));
+    let (world, id) = World::pair(30);
     world.day(0);
     let agreement = world.status(0, id).places[0].agreement;
     let host = world.market(1).host().clone();
@@ -206,10 +200,7 @@ fn elsewhere_audits_wait_silence_is_asked_again_and_expiry_waits_for_the_clocks(
 
 #[test]
 fn what_is_long_over_and_paid_leaves_the_host_s_books() {
-    let world = World::new(2);
-    world.rent_out(1..2);
-    let root = world.add(0, 300_000);
-    world.store_and_wait(0, World::order(root, 2, None, Some(1)));
+    let (world, _) = World::pair(2);
     for _ in 0..4 {
         world.day(0);
     }

@@ -17,7 +17,7 @@ use crate::messages::{
     Refusal, RentalReply, RentalRequest, StatusReply, decode, encode,
 };
 use crate::ports::CourierError;
-use crate::renter::{PlaceStatus, StoreRequest, ThingState};
+use crate::renter::{StoreRequest, ThingState};
 use crate::states::{HostState, RenterState};
 
 fn rental(protocol: &str, bytes: &[u8]) -> Option<RentalRequest> {
@@ -37,12 +37,6 @@ fn begin(world: &World, order: StoreRequest) -> B256 {
 fn placed(world: &World, id: B256) -> crate::renter::Thing {
     let renter = world.market(0).renter().clone();
     world.on(0, async move { renter.placed(id).await.unwrap() })
-}
-
-fn only_place(world: &World, id: B256) -> PlaceStatus {
-    let mut places = world.status(0, id).places;
-    assert_eq!(places.len(), 1);
-    places.remove(0)
 }
 
 fn hosted(world: &World, i: usize) -> HostAgreementStatus {
@@ -85,12 +79,12 @@ fn a_host_cannot_choose_the_start() {
     assert_eq!(kept, 0, "the host keeps nothing of an agreement that never began");
     // It does not say "unsigned", so the money stays where it is.
     world.day(0);
-    let place = only_place(&world, id);
+    let place = world.only_place(id);
     assert_eq!((place.state, place.earned_btt), (RenterState::Offered, Btt::ZERO));
     // The true host was told that the renter withdrew; once it says so, the money comes back.
     world.wire.behave();
     world.day(0);
-    assert_eq!(only_place(&world, id).state, RenterState::Failed);
+    assert_eq!(world.only_place(id).state, RenterState::Failed);
     for _ in 0..5 {
         world.day(0);
     }
@@ -160,10 +154,10 @@ fn a_hidden_signature_earns_nothing_for_the_days_it_was_hidden() {
     for _ in 0..3 {
         world.day(0);
     }
-    assert_eq!(only_place(&world, id).state, RenterState::Offered);
+    assert_eq!(world.only_place(id).state, RenterState::Offered);
     world.wire.behave();
     world.day(0);
-    let place = only_place(&world, id);
+    let place = world.only_place(id);
     assert_eq!((place.state, place.days.as_str()), (RenterState::Active, "OOPP"));
     assert_eq!(place.earned_btt, place.epoch_price_btt.checked_mul(2).unwrap());
     world.check_supply();
@@ -187,7 +181,7 @@ fn a_host_that_denies_its_signature_and_is_paid_is_not_used_again() {
     let id = begin(&world, World::order(root, 30, None, Some(1)));
     placed(&world, id);
     world.day(0);
-    let place = only_place(&world, id);
+    let place = world.only_place(id);
     assert_eq!(place.state, RenterState::Failed);
     // What a claim does to the books, by the shorter way of a voucher.
     let (domain, key) = (*world.ledger.domain(), world.nodes[0].key.clone());
@@ -203,7 +197,7 @@ fn a_host_that_denies_its_signature_and_is_paid_is_not_used_again() {
     world.wire.behave();
     world.day(0);
     world.day(0);
-    let reason = only_place(&world, id).reason.unwrap();
+    let reason = world.only_place(id).reason.unwrap();
     assert!(reason.contains("said that it had not signed, and was paid"), "{reason}");
     let renter = world.market(0).renter().clone();
     let again = world.on(0, async move { renter.quote(World::order(root, 30, None, Some(1)), |_| {}).await });
@@ -233,15 +227,12 @@ fn silent_agreements_count_against_what_the_quote_allows() {
     // A second lock of the same size would be twice what was quoted, a quarter more was allowed.
     let problem = thing.problem.unwrap();
     assert!(problem.contains("neither sign nor deny still hold money (1 here)"), "{problem}");
-    assert_eq!(only_place(&world, id).state, RenterState::Offered);
+    assert_eq!(world.only_place(id).state, RenterState::Offered);
 }
 
 #[test]
 fn excuses_are_silence_and_nonces_are_counted() {
-    let world = World::new(2);
-    world.rent_out(1..2);
-    let root = world.add(0, 300_000);
-    let id = world.store_and_wait(0, World::order(root, 3, None, Some(1)));
+    let (world, id) = World::pair(3);
     let nonces: Arc<Mutex<HashMap<u32, u32>>> = Arc::default();
     let counted = nonces.clone();
     world.wire.tamper(move |_, protocol, bytes| {
@@ -264,7 +255,7 @@ fn excuses_are_silence_and_nonces_are_counted() {
     }
     assert!(nonces.lock().values().all(|n| *n <= 4), "{nonces:?}");
     world.day(0);
-    let place = only_place(&world, id);
+    let place = world.only_place(id);
     assert_eq!((place.days.as_str(), place.earned_btt), ("TTT", Btt::ZERO));
     assert!(matches!(place.state, RenterState::Closing | RenterState::Done));
 }
@@ -276,7 +267,7 @@ fn what_is_announced_to_go_back_is_not_released_besides() {
     let (short, long) = (world.add(0, 300_000), world.add(0, 400_000));
     let short = world.store_and_wait(0, World::order(short, 2, None, Some(1)));
     let long = world.store_and_wait(0, World::order(long, 20, None, Some(1)));
-    let (short, channel) = (only_place(&world, short), only_place(&world, long).channel);
+    let (short, channel) = (world.only_place(short), world.only_place(long).channel);
     assert_eq!(short.channel, channel, "one channel pays both");
     let money = world.market(0).renter().0.money.clone();
     let all = short.epoch_price_btt.checked_mul(2).unwrap();
@@ -284,7 +275,7 @@ fn what_is_announced_to_go_back_is_not_released_besides() {
     for day in 0..8 {
         world.day(0);
         hosted(&world, 1);
-        let place = only_place(&world, long);
+        let place = world.only_place(long);
         let total = place.epoch_price_btt.checked_mul(20).unwrap();
         let lock = world.ledger.channel(&channel).unwrap().unwrap();
         let needed = total.checked_sub(place.redeemed_btt).unwrap();
@@ -297,13 +288,10 @@ fn what_is_announced_to_go_back_is_not_released_besides() {
 
 #[test]
 fn an_emptied_lock_ends_the_books() {
-    let world = World::new(2);
-    world.rent_out(1..2);
-    let root = world.add(0, 300_000);
-    let id = world.store_and_wait(0, World::order(root, 8, None, Some(1)));
+    let (world, id) = World::pair(8);
     world.day(0);
     world.day(0);
-    let place = only_place(&world, id);
+    let place = world.only_place(id);
     world.kill(1);
     // The host sleeps through the whole notice.
     let money = world.market(0).renter().0.money.clone();
@@ -330,11 +318,8 @@ fn an_emptied_lock_ends_the_books() {
 
 #[test]
 fn proofs_without_vouchers_come_to_an_end() {
-    let world = World::new(2);
-    world.rent_out(1..2);
-    let root = world.add(0, 300_000);
-    let id = world.store_and_wait(0, World::order(root, 20, None, Some(1)));
-    let agreement = only_place(&world, id).agreement;
+    let (world, id) = World::pair(20);
+    let agreement = world.only_place(id).agreement;
     let renter = world.nodes[0].key.public();
     world.kill(0);
     let audit = |from, epoch| {
@@ -369,11 +354,8 @@ fn proofs_without_vouchers_come_to_an_end() {
 
 /// A host with one agreement of 60 days, whose renter is gone; an audit of it in the renter's name.
 fn abandoned() -> (World, impl Fn(&World, u32, u32) -> AuditReply) {
-    let world = World::new(2);
-    world.rent_out(1..2);
-    let root = world.add(0, 300_000);
-    let id = world.store_and_wait(0, World::order(root, 60, None, Some(1)));
-    let agreement = only_place(&world, id).agreement;
+    let (world, id) = World::pair(60);
+    let agreement = world.only_place(id).agreement;
     let renter = world.nodes[0].key.public();
     world.kill(0);
     let audit = move |world: &World, from, epoch| {
@@ -447,7 +429,7 @@ fn an_endless_transfer_can_be_cancelled() {
     let thing = placed(&world, id);
     assert_eq!(thing.state, ThingState::Incomplete);
     assert!(thing.problem.unwrap().contains("cancelled by the renter"));
-    assert_eq!(only_place(&world, id).state, RenterState::Failed);
+    assert_eq!(world.only_place(id).state, RenterState::Failed);
     for _ in 0..5 {
         world.day(0);
     }
@@ -552,7 +534,7 @@ fn what_a_crash_left_uncollected_goes_at_the_next_start() {
     world.rent_out(1..2);
     let root = world.add(0, 300_000);
     let id = world.store_and_wait(0, World::order(root, 30, None, Some(1)));
-    let agreement = only_place(&world, id).agreement;
+    let agreement = world.only_place(id).agreement;
     // As after a crash between the record's end and the collection.
     let store = world.store(1);
     let mut batch = store.state().batch();

@@ -24,7 +24,7 @@ use super::line::Line;
 use crate::host::HostSettings;
 use crate::market::{Market, MarketConfig, TABLES};
 use crate::ports::{Courier, CourierError, Discovery, PullError, Puller};
-use crate::renter::{StoreRequest, ThingStatus};
+use crate::renter::{PlaceStatus, StoreRequest, ThingStatus};
 
 /// A day.
 pub const DAY: u64 = 86_400;
@@ -482,6 +482,15 @@ impl World {
         }
     }
 
+    /// A renter and a host with one agreement, and the thing it is about.
+    pub fn pair(epochs: u32) -> (World, B256) {
+        let world = World::new(2);
+        world.rent_out(1..2);
+        let root = world.add(0, 300_000);
+        let id = world.store_and_wait(0, World::order(root, epochs, None, Some(1)));
+        (world, id)
+    }
+
     /// Quotes, accepts and waits until all is placed.
     pub fn store_and_wait(&self, i: usize, request: StoreRequest) -> B256 {
         let renter = self.market(i).renter().clone();
@@ -505,6 +514,13 @@ impl World {
     pub fn status(&self, renter: usize, id: B256) -> ThingStatus {
         let service = self.market(renter).renter().clone();
         self.on(renter, async move { service.status(&hex::encode(id)).await.unwrap() })
+    }
+
+    /// The place of a thing of the first node's that has one.
+    pub fn only_place(&self, id: B256) -> PlaceStatus {
+        let mut places = self.status(0, id).places;
+        assert_eq!(places.len(), 1);
+        places.remove(0)
     }
 
     /// Fails unless balances and locks sum to the supply.
