@@ -83,7 +83,17 @@ impl Network {
             host.json(&["host", "start", "--price", &format!("0.01{n}"), "--capacity", "1GiB"]);
             network.hosts.push(host);
         }
+        network.hosts_are_known();
         network
+    }
+
+    /// Waits until the renter's market lists every host: a quote is made with those that are known by then.
+    fn hosts_are_known(&self) {
+        let (api, deadline) = (Api::of(&self.renter), Instant::now() + WORK_TAKES);
+        while list(&api.call("market/ls", &json!({})).json()["hosts"]).len() < self.hosts.len() {
+            assert!(Instant::now() < deadline, "not every host is known{}", self.renter.log_tail());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Moves the ledger's clock on by a day; the new time.

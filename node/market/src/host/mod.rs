@@ -100,8 +100,8 @@ pub(crate) struct Inner {
     provers: Mutex<prove::Provers>,
     /// Whether blocks of agreements that are over may wait for a collection.
     garbage: AtomicBool,
-    /// When this process last collected.
-    collected: Mutex<Option<Instant>>,
+    /// When this process last collected; held while it does, so that whoever ticks finds it done.
+    collected: tokio::sync::Mutex<Option<Instant>>,
     /// Settlement time of this process's first tick.
     up_since: OnceLock<u64>,
     /// Agreements that are not paid for as they should be: when that was first seen, on the settlement's clock and on
@@ -202,7 +202,7 @@ impl HostService {
             proof_slots: Semaphore::new(MAX_PROOFS),
             provers: Mutex::new(prove::Provers::default()),
             garbage: AtomicBool::new(left_over),
-            collected: Mutex::new(None),
+            collected: tokio::sync::Mutex::new(None),
             up_since: OnceLock::new(),
             arrears: Mutex::new(HashMap::new()),
             telling: Mutex::new(HashSet::new()),

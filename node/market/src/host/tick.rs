@@ -79,7 +79,8 @@ impl HostService {
 impl Inner {
     /// Collects what agreements have left behind, and says what became free.
     async fn collect(&self, freed: Vec<MarketEvent>) {
-        let soon = self.collected.lock().is_some_and(|at| at.elapsed() < COLLECT_PAUSE);
+        let mut collected = self.collected.lock().await;
+        let soon = collected.is_some_and(|at| at.elapsed() < COLLECT_PAUSE);
         if (freed.is_empty() && soon) || !self.garbage.swap(false, Ordering::Relaxed) {
             return;
         }
@@ -90,7 +91,7 @@ impl Inner {
                 tracing::warn!(%error, "the space of ended agreements is not collected yet");
             }
         }
-        *self.collected.lock() = Some(Instant::now());
+        *collected = Some(Instant::now());
     }
 
     /// One agreement's due step; whether space became free.
