@@ -105,6 +105,44 @@ pub enum StoreError {
         /// The interior block that cannot be read.
         cid: Cid,
     },
+    /// The state knows of blocks, and their database is not there.
+    #[error(
+        "the block database {} of this repo is gone (is its disk mounted?); nothing was changed; \
+         put it back, or restore the repo from a backup",
+        path.display()
+    )]
+    BlocksGone {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// There are blocks, and the state that goes with them is not there.
+    #[error(
+        "there are blocks, but the state {} that goes with them is gone or new; nothing was changed; \
+         put it back, or restore the repo from a backup",
+        path.display()
+    )]
+    StateGone {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The blocks are those of another repo.
+    #[error(
+        "the block database {} belongs to another repo than the state beside it; nothing was changed; \
+         put the right one there",
+        path.display()
+    )]
+    ForeignBlocks {
+        /// The block database.
+        path: PathBuf,
+    },
+    /// A copy could not be made.
+    #[error("no backup was made in {}: {detail}; the repo is unaffected", path.display())]
+    Backup {
+        /// Where it should go.
+        path: PathBuf,
+        /// What went wrong.
+        detail: String,
+    },
     /// The process is about to end.
     #[error(
         "the collection was stopped; what it had not deleted yet is still here; it goes on at the next one"

@@ -51,6 +51,6 @@ pub use error::{StoreError, size};
 #[doc(hidden)]
 pub use store::decoders;
 pub use store::{
-    ClassStat, GcOptions, GcPhase, GcProgress, GcReport, Ingest, Ingested, Pin, PinId, PinKind, Quota,
-    Removal, RepoStat, ScrubPage, Store, StoreOptions, StoredBlock,
+    BackupReport, ClassStat, GcOptions, GcPhase, GcProgress, GcReport, Incomplete, Ingest, Ingested, Pin,
+    PinId, PinKind, Quota, Removal, RepoStat, ScrubPage, Store, StoreOptions, StoredBlock, Verified,
 };

@@ -203,6 +203,11 @@ impl StateDb {
         self.inner.db.flush_wal(true).map_err(|e| self.inner.failed(e))
     }
 
+    /// Copies the database as of now to `path`, which must not be there; links files where it can. The copy is durable.
+    pub(crate) fn checkpoint(&self, path: &Path) -> Result<(), rocksdb::Error> {
+        rocksdb::checkpoint::Checkpoint::new(&self.inner.db)?.create_checkpoint(path)
+    }
+
     /// The directory of this database.
     pub fn path(&self) -> &Path {
         &self.inner.path

@@ -15,6 +15,9 @@
 //! | `quota` | who may use how much |
 //! | `gc` | collection: mark, sweep, reclaim |
 //! | `schema` | the version on disk, and migrations |
+//! | `verify` | what is damaged, and which pins lack what |
+//! | `identity` | whether state and blocks belong together |
+//! | `backup` | a copy while the store is in use |
 //! | `scrub` | damage: finding it, putting it aside, listing blocks |
 //! | `pool` | threads for blocking calls |
 //! | `decoders` | what the fuzzer of `tests/` needs of the above |
@@ -25,10 +28,12 @@
 //! What a crash can lose: blocks of ingests that did not finish (nobody was told they are there) and stamps, which only
 //! matter while their lease lives. What it cannot: anything for which [`Ingest::finish`] or a commit returned.
 
+mod backup;
 mod barrier;
 pub mod decoders;
 mod gc;
 mod graph;
+mod identity;
 mod ingest;
 mod lease;
 mod pinned;
@@ -41,6 +46,7 @@ mod scrub;
 mod stat;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod write;
 
 use std::path::PathBuf;
@@ -60,6 +66,7 @@ use quota::{Promise, Space};
 use rocks::{BlockDb, Counter};
 use write::Stripes;
 
+pub use backup::BackupReport;
 use gc::Marks;
 pub use gc::{GcOptions, GcPhase, GcProgress, GcReport, Removal};
 pub use ingest::{Ingest, Ingested};
@@ -68,6 +75,7 @@ pub use pins::{Pin, PinId, PinKind};
 pub use quota::Quota;
 pub use scrub::{ScrubPage, StoredBlock};
 pub use stat::{ClassStat, RepoStat};
+pub use verify::{Incomplete, Verified};
 
 /// The generation counter of the store, durable before its value is used.
 const GENERATION: Table<(), u64> = Table::new("storage.generation");
@@ -112,6 +120,8 @@ struct Shared {
     sync_barrier: Barrier,
     /// What the block database last failed with, until it is writable again.
     fault: Mutex<Option<String>>,
+    /// What reading a damaged table last said.
+    damaged_table: Mutex<Option<String>>,
     collecting: Mutex<()>,
     /// Batches put and blocks read so far, so that a collection notices when others are busy.
     calls: AtomicU64,
@@ -138,18 +148,25 @@ impl Store {
     /// [`DbError::Newer`](crate::db::DbError::Newer) when a newer build wrote it.
     pub fn open(options: StoreOptions) -> Result<Store, StoreError> {
         let mut tables = options.tables;
-        tables.extend([GENERATION.name(), PROMISES.name(), gc::UNFINISHED.name()]);
+        tables.extend([GENERATION.name(), PROMISES.name(), gc::UNFINISHED.name(), identity::IDENTITY.name()]);
         tables.extend(pins::TABLES);
         tables.extend(alias::TABLES);
         let state = StateDb::open(&options.path.join("state"), &tables)?;
         let blocks_path = options.path.join("blocks");
         schema::migrate(&state, &blocks_path)?;
         let marks_path = options.path.join("marks");
-        Marks::remove(&marks_path)?;
-        let blocks = BlockDb::open(&blocks_path)?;
+        for left in [&marks_path, &marks_path.with_extension("whole")] {
+            if Marks::remove(left)? {
+                tracing::warn!(path = %left.display(), "removed what an interrupted collection left");
+            }
+        }
+        identity::check_before(&state, &blocks_path)?;
+        let blocks = BlockDb::open_or_mend(&blocks_path)?;
+        let used = used(&blocks)?;
+        identity::check(&state, &blocks, used.iter().any(|bytes| *bytes > 0))?;
         let generation = state.get(&GENERATION, &())?.unwrap_or(FIRST_GENERATION);
         let promises = state.scan(&PROMISES, &[]).collect::<Result<Vec<_>, _>>()?;
-        let space = Space::new(options.quota, used(&blocks)?, promises);
+        let space = Space::new(options.quota, used, promises);
         let pool = Pool::start()
             .map_err(|e| StoreError::Unwritable { path: blocks_path.clone(), detail: e.to_string() })?;
         let shared = Shared {
@@ -165,6 +182,7 @@ impl Store {
             flush_barrier: Barrier::default(),
             sync_barrier: Barrier::default(),
             fault: Mutex::new(None),
+            damaged_table: Mutex::new(None),
             collecting: Mutex::new(()),
             calls: AtomicU64::new(0),
             stopping: AtomicBool::new(false),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
     DBCompressionType, DBRawIterator, DBRecoveryMode, FlushOptions, MergeOperands, Options, WriteBatch,
@@ -23,6 +24,8 @@ const BLOCKS: &str = "blocks";
 const META: &str = "meta";
 /// Running totals ([`Counter`]) live in the default family.
 const TOTALS: &str = rocksdb::DEFAULT_COLUMN_FAMILY_NAME;
+/// Where the repo's identity is, among the totals.
+const IDENTITY: &[u8] = b"identity";
 /// Every family: they are flushed together, so that none runs ahead of another in a crash.
 const FAMILIES: [&str; 3] = [TOTALS, BLOCKS, META];
 
@@ -135,6 +138,7 @@ pub(super) enum Log {
 pub(super) struct BlockDb {
     db: DB,
     path: PathBuf,
+    damage: Damage,
 }
 
 /// Changes to the block database.
@@ -143,16 +147,81 @@ pub(super) struct Changes<'a> {
     batch: WriteBatch,
 }
 
+/// What opening does about damage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Damage {
+    /// A hole in the log refuses the database; a damaged table that a compaction meets stops writes.
+    Stops,
+    /// Damaged records of the log are left out. A damaged table only stops its own compaction.
+    IsPassedOver,
+    /// The log is read up to the first damaged record. RocksDB cannot read on behind one that was cut into parts: it
+    /// miscounts the next one's checksum.
+    EndsTheLog,
+}
+
 impl BlockDb {
-    pub fn open(path: &Path) -> Result<BlockDb, DbError> {
+    pub fn open(path: &Path, damage: Damage) -> Result<BlockDb, DbError> {
         std::fs::create_dir_all(path)
             .map_err(|source| DbError::Directory { path: path.to_owned(), source })?;
         let cache = Cache::new_lru_cache(CACHE);
         let families =
             FAMILIES.iter().map(|name| ColumnFamilyDescriptor::new(*name, family_options(name, &cache)));
-        let db = DB::open_cf_descriptors(&database_options(), path, families)
-            .map_err(|e| DbError::from_rocks(path, e))?;
-        Ok(BlockDb { db, path: path.to_owned() })
+        let mut options = database_options();
+        match damage {
+            Damage::Stops => {}
+            Damage::IsPassedOver => options.set_wal_recovery_mode(DBRecoveryMode::SkipAnyCorruptedRecord),
+            Damage::EndsTheLog => options.set_wal_recovery_mode(DBRecoveryMode::PointInTime),
+        }
+        // What tells the reader of a log to stop at damage is the same as what lets a damaged table stop writes.
+        options.set_paranoid_checks(damage != Damage::IsPassedOver);
+        let db =
+            DB::open_cf_descriptors(&options, path, families).map_err(|e| DbError::from_rocks(path, e))?;
+        Ok(BlockDb { db, path: path.to_owned(), damage })
+    }
+
+    /// Whether a damaged table that a compaction meets stops writes.
+    pub fn is_stopped_by_damage(&self) -> bool {
+        self.damage != Damage::IsPassedOver
+    }
+
+    /// Opens the database; one whose log has a hole without what was in it. Blocks can be fetched again, and what lacks
+    /// them can be named; a store that does not open serves nobody.
+    pub fn open_or_mend(path: &Path) -> Result<BlockDb, DbError> {
+        let damage = match Self::open(path, Damage::Stops) {
+            Err(DbError::Damaged { detail, .. }) => detail,
+            other => return other,
+        };
+        let db = Self::open(path, Damage::IsPassedOver).or_else(|_| Self::open(path, Damage::EndsTheLog))?;
+        let (blocks, bytes) = db.recount()?;
+        tracing::error!(
+            path = %path.display(), damage, blocks, bytes,
+            "the block database was damaged and opened without the damaged records; `btfs repo verify` tells what lacks"
+        );
+        Ok(db)
+    }
+
+    /// Counts all blocks anew: a record that was left out took its share of the totals along, but not what later ones
+    /// deducted. Nobody else may write meanwhile. Blocks and bytes.
+    fn recount(&self) -> Result<(u64, u64), DbError> {
+        let (mut blocks, mut bytes, mut quarantined) = ([0i64; 3], [0i64; 3], 0i64);
+        for meta in self.metas(&[]) {
+            let (_, meta) = meta?;
+            blocks[meta.class.index()] += 1;
+            bytes[meta.class.index()] += i64::from(meta.size);
+            quarantined += i64::from(meta.quarantined);
+        }
+        let mut batch = WriteBatch::default();
+        let mut set = |counter: Counter, value: i64| {
+            batch.put_cf(self.family(TOTALS), counter.key(), value.to_le_bytes());
+        };
+        set(Counter::Quarantined, quarantined);
+        for class in Class::ALL {
+            set(Counter::Blocks(class), blocks[class.index()]);
+            set(Counter::Bytes(class), bytes[class.index()]);
+        }
+        self.db.write(batch).and_then(|()| self.db.flush_wal(true)).map_err(|e| self.failed(e))?;
+        let all = |of: [i64; 3]| u64::try_from(of.iter().sum::<i64>()).unwrap_or(0);
+        Ok((all(blocks), all(bytes)))
     }
 
     /// Removes families that an older build had, with all that is in them; those that are not there are passed over.
@@ -192,8 +261,32 @@ impl BlockDb {
         Ok(found.map(|slice| pinned::bytes(slice, self.clone())))
     }
 
+    /// What is known of a block. Where the table that says it is damaged, what the block itself tells.
     pub fn meta(&self, key: &[u8]) -> Result<Option<Meta>, DbError> {
-        self.record(META, key, Meta::decode)
+        match self.record(META, key, Meta::decode) {
+            Err(DbError::Damaged { .. }) => self.meta_of_bytes(key),
+            other => other,
+        }
+    }
+
+    /// Why what is known of a block cannot be read any more, if that is so.
+    pub fn index_damage(&self, key: &[u8]) -> Option<rocksdb::Error> {
+        self.db.get_pinned_cf(self.family(META), key).err().filter(is_damage)
+    }
+
+    /// The metadata of a block whose own was lost: whom it was for is not known any more.
+    fn meta_of_bytes(&self, key: &[u8]) -> Result<Option<Meta>, DbError> {
+        let of = |size: usize, quarantined| Meta {
+            size: size as u32,
+            class: Class::Own,
+            quarantined,
+            generation: 0,
+        };
+        match self.db.get_pinned_cf(self.family(BLOCKS), key) {
+            Ok(bytes) => Ok(bytes.map(|bytes| of(bytes.len(), false))),
+            Err(error) if is_damage(&error) => Ok(Some(of(0, true))),
+            Err(error) => Err(self.failed(error)),
+        }
     }
 
     pub fn counter(&self, counter: Counter) -> Result<u64, DbError> {
@@ -241,11 +334,29 @@ impl BlockDb {
         self.db.flush_cfs_opt(&families, &FlushOptions::default())
     }
 
+    /// The repo's identity, once it has one.
+    pub fn identity(&self) -> Result<Option<[u8; 16]>, DbError> {
+        self.record(TOTALS, IDENTITY, |bytes| bytes.try_into().ok())
+    }
+
+    /// Writes the repo's identity durably.
+    pub fn set_identity(&self, identity: &[u8; 16]) -> Result<(), DbError> {
+        let mut synced = WriteOptions::default();
+        synced.set_sync(true);
+        let written = self.db.put_cf_opt(self.family(TOTALS), IDENTITY, identity, &synced);
+        written.map_err(|e| self.failed(e))
+    }
+
+    /// Copies the database as of now to `path`, which must not be there; links files where it can.
+    pub fn checkpoint(&self, path: &Path) -> Result<(), rocksdb::Error> {
+        Checkpoint::new(&self.db)?.create_checkpoint(path)
+    }
+
     /// Metadata of every block from key `start` on, in key order, as of now.
     pub fn metas(&self, start: &[u8]) -> Metas<'_> {
         let mut rows = self.db.raw_iterator_cf(self.family(META));
         rows.seek(start);
-        Metas { db: self, rows, begun: false }
+        Metas { db: self, rows, begun: false, last: start.to_vec(), hopping: None }
     }
 
     /// Bytes in memory that a flush will bring to the disk.
@@ -294,25 +405,89 @@ impl Changes<'_> {
     }
 }
 
-/// Iterator of [`BlockDb::metas`].
+/// Iterator of [`BlockDb::metas`]. Where a table of metadata is damaged it goes by the blocks themselves.
 pub(super) struct Metas<'a> {
     db: &'a BlockDb,
     rows: DBRawIterator<'a>,
     begun: bool,
+    /// The last key that was handed out; the first that is wanted, before that.
+    last: Vec<u8>,
+    /// The blocks, while the metadata cannot be read.
+    hopping: Option<DBRawIterator<'a>>,
+}
+
+impl Metas<'_> {
+    /// The row at which the metadata stands, if it can be read.
+    fn row(&mut self) -> Option<Result<(Vec<u8>, Meta), DbError>> {
+        let (key, value) = self.rows.item()?;
+        let decoded = Meta::decode(value).ok_or_else(|| self.db.undecodable(META));
+        self.last = key.to_vec();
+        Some(decoded.map(|meta| (self.last.clone(), meta)))
+    }
+
+    /// The next block, by its own key.
+    fn hop(&mut self) -> Option<Result<(Vec<u8>, Meta), DbError>> {
+        let begun = self.begun;
+        let db = self.db;
+        let blocks = self.hopping.get_or_insert_with(|| {
+            let mut blocks = db.db.raw_iterator_cf(db.family(BLOCKS));
+            blocks.seek(&self.last);
+            if begun && blocks.key() == Some(self.last.as_slice()) {
+                blocks.next();
+            }
+            blocks
+        });
+        let Some(key) = blocks.key().map(<[u8]>::to_vec) else {
+            return blocks.status().err().map(|e| Err(db.failed(e)));
+        };
+        blocks.next();
+        self.begun = true;
+        self.last.clone_from(&key);
+        match db.meta(&key) {
+            Ok(Some(meta)) => Some(Ok((key, meta))),
+            Ok(None) => self.hop(),
+            Err(error) => Some(Err(error)),
+        }
+    }
 }
 
 impl Iterator for Metas<'_> {
     type Item = Result<(Vec<u8>, Meta), DbError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.begun && self.rows.valid() {
+        if self.hopping.is_some() {
+            // Behind the damage the metadata can be read again.
+            let at = self.hopping.as_ref().and_then(|blocks| blocks.key()).map(<[u8]>::to_vec);
+            match at {
+                Some(at) => self.rows.seek(at),
+                None => return self.hop(),
+            }
+            if !self.rows.valid() {
+                return self.hop();
+            }
+            self.hopping = None;
+        } else if self.begun && self.rows.valid() {
             self.rows.next();
         }
-        self.begun = true;
-        let Some((key, value)) = self.rows.item() else {
-            return self.rows.status().err().map(|e| Err(self.db.failed(e)));
-        };
-        Some(Meta::decode(value).map(|meta| (key.to_vec(), meta)).ok_or_else(|| self.db.undecodable(META)))
+        if let Some(row) = self.row() {
+            self.begun = true;
+            return Some(row);
+        }
+        match self.rows.status() {
+            Ok(()) => None,
+            Err(error) if is_damage(&error) => self.hop(),
+            Err(error) => Some(Err(self.db.failed(error))),
+        }
+    }
+}
+
+/// Whether an error says that bytes are lost, rather than that reading failed for now.
+pub(super) fn is_damage(error: &rocksdb::Error) -> bool {
+    match error.kind() {
+        rocksdb::ErrorKind::Corruption => true,
+        // A blob file is gone.
+        rocksdb::ErrorKind::IOError => error.as_ref().contains("No such file"),
+        _ => false,
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use cid::Cid;
 
-use super::rocks::{BlockDb, Counter, Log, Meta};
+use super::rocks::{BlockDb, Counter, Log, Meta, is_damage};
 use super::{Shared, Store, key};
 use crate::{BlockSource, StoreError, hash};
 
@@ -33,6 +33,8 @@ pub struct ScrubPage {
     pub bytes: u64,
     /// Those found damaged; they are put aside.
     pub damaged: Vec<Cid>,
+    /// Blocks that are well, but whose metadata was damaged; it is written anew, as that of own data.
+    pub reindexed: u64,
     /// Where the next page begins; `None` at the end.
     pub next: Option<Cid>,
 }
@@ -72,17 +74,31 @@ impl Store {
 
     /// Reads and hashes up to `limit` blocks from `start` on, and puts aside what does not match.
     pub fn scrub(&self, start: Option<&Cid>, limit: usize) -> Result<ScrubPage, StoreError> {
+        let page = self.scrub_page(start, limit)?;
+        // A damaged table is no reason to stop writes once a compaction meets it.
+        let table = self.shared.damaged_table.lock().clone();
+        if let Some(table) = table
+            && self.shared.db()?.0.is_stopped_by_damage()
+        {
+            self.shared.leave_damage_alone(table);
+        }
+        Ok(page)
+    }
+
+    fn scrub_page(&self, start: Option<&Cid>, limit: usize) -> Result<ScrubPage, StoreError> {
         let mut blocks = self.blocks(start, limit.saturating_add(1))?;
         let mut page = ScrubPage::default();
         if blocks.len() > limit {
             page.next = blocks.pop().map(|block| block.cid);
         }
+        let (db, _) = self.shared.db()?;
         for block in blocks {
+            page.reindexed += u64::from(self.shared.reindex(&db, &key(&block.cid))?);
             page.checked += 1;
             page.bytes += block.size;
             let damaged = match self.get(&block.cid) {
                 Ok(Some(data)) if hash::verify(&block.cid, &data).is_err() => {
-                    self.shared.put_aside(&self.shared.db()?.0, &block.cid)?;
+                    self.shared.put_aside(&db, &block.cid)?;
                     true
                 }
                 // Collected meanwhile, or well.
@@ -112,6 +128,13 @@ impl Shared {
         }
     }
 
+    /// Remembers that a table is damaged, if that is what an error says.
+    pub fn note_table(&self, error: &rocksdb::Error) {
+        if error.kind() == rocksdb::ErrorKind::Corruption && error.as_ref().contains(".sst") {
+            self.damaged_table.lock().get_or_insert_with(|| error.to_string());
+        }
+    }
+
     /// A second look, under the stripe: a put or a collection may have come between.
     fn look_again(&self, db: &Arc<BlockDb>, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
         let key = key(cid);
@@ -121,13 +144,27 @@ impl Shared {
                 Ok(Some(data)) => return Ok(Some(data)),
                 Ok(None) if db.meta(&key)?.is_none_or(|meta| meta.quarantined) => return Ok(None),
                 Ok(None) => {}
-                Err(error) if is_damage(&error) => {}
+                Err(error) if is_damage(&error) => self.note_table(&error),
                 Err(error) => return Err(db.failed(error).into()),
             }
             self.quarantine(db, &key)?;
         }
         tracing::error!(%cid, "a stored block is damaged and was put aside");
         Err(StoreError::Corrupt { cid: *cid })
+    }
+
+    /// Writes the metadata of a block anew if it cannot be read; tells whether that was so.
+    fn reindex(&self, db: &BlockDb, key: &[u8]) -> Result<bool, StoreError> {
+        let Some(error) = db.index_damage(key) else { return Ok(false) };
+        self.note_table(&error);
+        let _stripe = self.stripes.lock(std::iter::once(key));
+        let Some(meta) = db.meta(key)? else { return Ok(false) };
+        tracing::error!(cid = %Self::named(key), "the metadata of a block was damaged and is written anew");
+        let mut changes = db.changes();
+        changes.put_meta(key, Meta { generation: self.leases.generation(), ..meta });
+        let log = if self.has_unflushed() { Log::Skip } else { Log::Write };
+        self.write(changes, log)?;
+        Ok(true)
     }
 
     /// Quarantines a block whose bytes read well but do not hash to its address.
@@ -149,15 +186,5 @@ impl Shared {
         changes.add(Counter::Quarantined, 1);
         let log = if self.has_unflushed() { Log::Skip } else { Log::Write };
         self.write(changes, log)
-    }
-}
-
-/// Whether an error says that a block's bytes are lost, rather than that reading failed for now.
-fn is_damage(error: &rocksdb::Error) -> bool {
-    match error.kind() {
-        rocksdb::ErrorKind::Corruption => true,
-        // A blob file is gone.
-        rocksdb::ErrorKind::IOError => error.as_ref().contains("No such file"),
-        _ => false,
     }
 }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use cid::Cid;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::rocks::{BlockDb, Changes, Counter, Log, Meta};
+use super::rocks::{BlockDb, Changes, Counter, Damage, Log, Meta};
 use super::{Shared, used};
 use crate::{Class, StoreError};
 
@@ -254,6 +254,20 @@ impl Shared {
         self.unwritable(&detail)
     }
 
+    /// Reopens the database so that a damaged table does not stop writes when a compaction meets it. If that is not
+    /// possible now, the next ingest does it.
+    pub fn leave_damage_alone(&self, damage: String) {
+        tracing::error!(
+            path = %self.blocks_path.display(), damage,
+            "a table of the block database is damaged: the space of what it lists cannot be given back; \
+             `btfs repo verify` tells what is affected"
+        );
+        *self.fault.lock() = Some(damage);
+        if let Err(error) = self.recover() {
+            tracing::warn!(%error, "the block database is reopened at the next write");
+        }
+    }
+
     fn unwritable(&self, detail: &str) -> StoreError {
         StoreError::Unwritable { path: self.blocks_path.clone(), detail: detail.to_owned() }
     }
@@ -265,18 +279,26 @@ impl Shared {
         let mut fault = self.fault.lock();
         let Some(detail) = fault.clone() else { return Ok(()) };
         let mut slot = self.slot.write();
+        let damaged = detail.contains("Corruption");
         if let Some(db) = slot.db.take() {
-            if db.flush().is_ok() {
+            let flushed = db.flush().is_ok();
+            if flushed && !(damaged && db.is_stopped_by_damage()) {
                 slot.db = Some(db);
                 *fault = None;
                 return Ok(());
             }
             if let Err(held) = Arc::try_unwrap(db).map(drop) {
                 slot.db = Some(held);
+                if flushed {
+                    *fault = None;
+                    return Ok(());
+                }
                 return Err(self.unwritable(&detail));
             }
         }
-        let db = BlockDb::open(&self.blocks_path).map_err(|e| self.unwritable(&e.to_string()))?;
+        // A compaction that met a damaged table: from now on it is left alone.
+        let damage = if damaged { Damage::IsPassedOver } else { Damage::Stops };
+        let db = BlockDb::open(&self.blocks_path, damage).map_err(|e| self.unwritable(&e.to_string()))?;
         self.space.set_used(used(&db)?);
         slot.db = Some(Arc::new(db));
         slot.incarnation += 1;

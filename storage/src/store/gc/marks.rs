@@ -62,6 +62,14 @@ impl Marks {
         Ok(self.memory.contains_key(key) || self.on_disk(key)?.is_some())
     }
 
+    /// How a block was walked; 0 if it was not reached.
+    pub fn walked(&self, key: &[u8]) -> Result<u8, StoreError> {
+        match self.memory.get(key) {
+            Some(walked) => Ok(*walked),
+            None => Ok(self.on_disk(key)?.unwrap_or(0)),
+        }
+    }
+
     /// Blocks reached so far.
     pub fn count(&self) -> u64 {
         self.count

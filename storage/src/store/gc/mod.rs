@@ -28,7 +28,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::{GENERATION, Shared, Store};
-use crate::db::Table;
+use crate::db::{DbError, Table};
 use crate::{StoreError, alias};
 use mark::Marking;
 pub(super) use marks::Marks;
@@ -231,7 +231,15 @@ impl Collection {
             Stage::Sweep(sweeping) => {
                 sweeping.step(&self.store, &db, &self.marks, self.oldest, blocks, &mut self.report)?
             }
-            Stage::Reclaim(reclaiming) => reclaiming.step(&shared)?,
+            Stage::Reclaim(reclaiming) => match reclaiming.step(&shared) {
+                // What was swept is swept; the space comes back once the damaged table is gone.
+                Err(StoreError::Db(DbError::Damaged { detail, .. })) => {
+                    drop(db);
+                    shared.leave_damage_alone(detail);
+                    false
+                }
+                more => more?,
+            },
             Stage::Done => return Ok(false),
         };
         if !more {

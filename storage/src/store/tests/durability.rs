@@ -1,5 +1,6 @@
 //! What survives a crash, and what does not have to.
 
+use super::super::rocks::Damage;
 use super::*;
 
 #[test]
@@ -181,7 +182,8 @@ fn a_collection_ends_when_the_database_is_reopened_under_it() {
     {
         let mut slot = store.shared.slot.write();
         drop(Arc::try_unwrap(slot.db.take().unwrap()).ok().expect("nobody else holds it"));
-        slot.db = Some(Arc::new(BlockDb::open(&dir.path().join("blocks")).unwrap()));
+        let reopened = BlockDb::open(&dir.path().join("blocks"), Damage::Stops).unwrap();
+        slot.db = Some(Arc::new(reopened));
         slot.incarnation += 1;
     }
     assert!(matches!(collection.step(10), Err(StoreError::Reopened)));

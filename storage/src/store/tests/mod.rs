@@ -2,6 +2,7 @@
 
 mod damage;
 mod durability;
+mod health;
 mod model;
 mod remove;
 mod schema;

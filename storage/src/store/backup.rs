@@ -1,0 +1,62 @@
+//! A copy of the store while it is in use.
+//!
+//! Both databases are copied as checkpoints: tables and blob files never change once written, so they are linked where
+//! the copy lies on the same file system, and copied otherwise. The state goes first and no collection runs meanwhile,
+//! so whatever a copied pin needs is among the copied blocks. What was not acknowledged when the copy was made may be
+//! in it, as after a crash, and goes with its first collection.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::Store;
+use crate::StoreError;
+
+/// What was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct BackupReport {
+    /// Blocks in the copy.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Pins in the copy.
+    pub pins: u64,
+}
+
+impl Store {
+    /// Copies the store below `dir`, which must be empty or not there: `dir/state` and `dir/blocks` open as a store. Reads
+    /// and writes go on; a running collection is waited for. The copy is durable when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError::Backup`]; what was copied until then is removed.
+    pub fn backup(&self, dir: &Path) -> Result<BackupReport, StoreError> {
+        let failed =
+            |source: std::io::Error| StoreError::Backup { path: dir.to_owned(), detail: source.to_string() };
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        if std::fs::read_dir(dir).map_err(failed)?.next().is_some() {
+            let detail = "the directory is not empty".to_owned();
+            return Err(StoreError::Backup { path: dir.to_owned(), detail });
+        }
+        let _no_collection = self.shared.collecting.lock();
+        let copied = self.copy_to(dir);
+        if copied.is_err() {
+            for part in ["state", "blocks"] {
+                // The error that is told is the one that ended the copy.
+                let _ = std::fs::remove_dir_all(dir.join(part));
+            }
+        }
+        copied
+    }
+
+    fn copy_to(&self, dir: &Path) -> Result<BackupReport, StoreError> {
+        let failed = |e: rocksdb::Error| StoreError::Backup { path: dir.to_owned(), detail: e.to_string() };
+        self.state().checkpoint(&dir.join("state")).map_err(failed)?;
+        let (db, _) = self.shared.db()?;
+        let stat = self.stat()?;
+        db.checkpoint(&dir.join("blocks")).map_err(failed)?;
+        std::fs::File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|e| StoreError::Backup { path: dir.to_owned(), detail: e.to_string() })?;
+        Ok(BackupReport { blocks: stat.blocks, bytes: stat.bytes, pins: stat.pins })
+    }
+}

@@ -1,0 +1,182 @@
+//! What is wrong, and what it is needed for.
+//!
+//! [`Store::verify`] reads and hashes every block at a bounded rate and puts aside what does not match (see
+//! [`super::scrub`]). [`Store::examine`] then walks the pins and tells which blocks each lacks, by the CID under which
+//! it needs them, so that they can be fetched again. Subtrees found whole are not walked twice; the set of them moves
+//! to the disk when it grows.
+
+use std::time::{Duration, Instant};
+
+use cid::Cid;
+use serde::Serialize;
+
+use super::gc::Marks;
+use super::graph::{children, has_links, walk_bit};
+use super::scrub::ScrubPage;
+use super::{Pin, PinKind, Shared, Store, key};
+use crate::{StoreError, hash};
+
+/// Blocks read and hashed between two looks at the clock.
+const PAGE: usize = 64;
+/// Pins read at a time.
+const PIN_PAGE: usize = 1024;
+/// Blocks named for one pin; what is left after these were fetched is found by the next examination.
+const NAMED: usize = 1000;
+
+/// What verifying found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    /// Blocks that were read and hashed.
+    pub checked: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those that did not match and were put aside now.
+    pub damaged: u64,
+    /// Those that are well, but whose metadata was damaged and is written anew.
+    pub reindexed: u64,
+}
+
+/// A pin that lacks blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incomplete {
+    /// The pin.
+    pub pin: Pin,
+    /// Blocks it needs that are damaged or not here, at most a thousand. What hangs below an absent node is not known.
+    pub lacks: Vec<Cid>,
+}
+
+/// A node on the way down.
+struct Frame {
+    cid: Cid,
+    left: Vec<Cid>,
+    whole: bool,
+}
+
+impl Store {
+    /// Reads and hashes every block, at most `bytes_per_second` if given. `progress` is told bytes done, and answers
+    /// whether to go on.
+    pub fn verify(
+        &self,
+        bytes_per_second: Option<u64>,
+        progress: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Verified, StoreError> {
+        let begun = Instant::now();
+        let mut found = Verified::default();
+        let mut next = None;
+        loop {
+            let page: ScrubPage = self.scrub(next.as_ref(), PAGE)?;
+            found.checked += page.checked;
+            found.bytes += page.bytes;
+            found.damaged += page.damaged.len() as u64;
+            found.reindexed += page.reindexed;
+            next = page.next;
+            if next.is_none() || !progress(found.bytes) {
+                return Ok(found);
+            }
+            if let Some(rate) = bytes_per_second {
+                let due = Duration::from_secs_f64(found.bytes as f64 / rate.max(1) as f64);
+                std::thread::sleep(due.saturating_sub(begun.elapsed()));
+            }
+        }
+    }
+
+    /// The pins that lack blocks, handed to `tell` one by one, and how many there are. Blocks that nobody could tell are
+    /// damaged without reading them are found by [`verify`](Self::verify).
+    pub fn examine(&self, tell: &mut dyn FnMut(Incomplete)) -> Result<u64, StoreError> {
+        let mut whole = Marks::new(self.shared.marks_path.with_extension("whole"));
+        let (mut after, mut incomplete) = (None, 0);
+        loop {
+            let pins = self.pins_after(after.as_ref(), "", PIN_PAGE)?;
+            let Some(last) = pins.last() else { return Ok(incomplete) };
+            after = Some(last.id.clone());
+            for pin in pins {
+                let mut lacks = Vec::new();
+                match pin.kind {
+                    PinKind::Recursive => self.examine_dag(pin.root, &mut whole, &mut lacks)?,
+                    PinKind::Direct if !self.is_here(&pin.root)? => lacks.push(pin.root),
+                    PinKind::Direct => {}
+                    PinKind::List => self.examine_list(&pin, &mut lacks)?,
+                }
+                if !lacks.is_empty() {
+                    incomplete += 1;
+                    tell(Incomplete { pin, lacks });
+                }
+            }
+        }
+    }
+
+    /// A list keeps what is here of it, so only what was here and is damaged is lacking.
+    fn examine_list(&self, pin: &Pin, lacks: &mut Vec<Cid>) -> Result<(), StoreError> {
+        let (db, _) = self.shared.db()?;
+        let mut page = 0;
+        while let Some(keys) = self.shared.list_page(&pin.id, page)? {
+            for key in keys {
+                if lacks.len() < NAMED && db.meta(&key)?.is_some_and(|meta| meta.quarantined) {
+                    lacks.push(Shared::named(&key));
+                }
+            }
+            page += 1;
+        }
+        Ok(())
+    }
+
+    fn examine_dag(&self, root: Cid, whole: &mut Marks, lacks: &mut Vec<Cid>) -> Result<(), StoreError> {
+        let mut path: Vec<Frame> = Vec::new();
+        let mut next = Some(root);
+        loop {
+            if let Some(cid) = next.take() {
+                match self.open_node(&cid, whole)? {
+                    Node::Whole => {}
+                    Node::Lost => {
+                        path.iter_mut().for_each(|frame| frame.whole = false);
+                        if lacks.len() < NAMED && !lacks.contains(&cid) {
+                            lacks.push(cid);
+                        }
+                    }
+                    Node::Links(left) => path.push(Frame { cid, left, whole: true }),
+                }
+            }
+            let Some(frame) = path.last_mut() else { return Ok(()) };
+            next = frame.left.pop();
+            if next.is_none() {
+                if frame.whole {
+                    whole.mark(&key(&frame.cid), walk_bit(frame.cid.codec()))?;
+                }
+                path.pop();
+            }
+        }
+    }
+
+    fn open_node(&self, cid: &Cid, whole: &mut Marks) -> Result<Node, StoreError> {
+        if !has_links(cid) {
+            return Ok(if self.is_here(cid)? { Node::Whole } else { Node::Lost });
+        }
+        if let Some(data) = hash::inline(cid) {
+            return Ok(children(cid, data).map_or(Node::Lost, Node::Links));
+        }
+        if whole.walked(&key(cid))? & walk_bit(cid.codec()) != 0 {
+            return Ok(Node::Whole);
+        }
+        let (db, _) = self.shared.db()?;
+        match self.shared.read(&db, cid) {
+            Ok(Some(data)) => Ok(children(cid, &data).map_or(Node::Lost, Node::Links)),
+            Ok(None) | Err(StoreError::Corrupt { .. }) => Ok(Node::Lost),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_here(&self, cid: &Cid) -> Result<bool, StoreError> {
+        use crate::BlockSource;
+        self.has(cid)
+    }
+}
+
+/// What a block turned out to be.
+enum Node {
+    /// It and all below it are here.
+    Whole,
+    /// It is damaged, or not here.
+    Lost,
+    /// It is here and links to these.
+    Links(Vec<Cid>),
+}
