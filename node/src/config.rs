@@ -192,11 +192,21 @@ pub struct Storage {
     pub cache: Option<ByteSize>,
     /// Space on the disk that is never used.
     pub reserve: ByteSize,
+    /// Percent of a quota, or of the disk, at which unpinned data is deleted; absent: only when asked to.
+    pub gc_watermark: Option<u8>,
+    /// Bytes a second that a daemon reads to find damage; 0: none.
+    pub scrub_rate: ByteSize,
 }
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { quota: None, cache: None, reserve: ByteSize(256 << 20) }
+        Self {
+            quota: None,
+            cache: None,
+            reserve: ByteSize(256 << 20),
+            gc_watermark: None,
+            scrub_rate: ByteSize(2 << 20),
+        }
     }
 }
 
@@ -244,6 +254,13 @@ impl Config {
                 key: "swarm.listen",
                 reason: format!("`{address}` is not a multiaddress ({error})"),
             })?;
+        }
+        if self.storage.gc_watermark.is_some_and(|percent| !(1..=100).contains(&percent)) {
+            return Err(ConfigError::Value {
+                key: "storage.gc_watermark",
+                reason: "must be a percentage from 1 to 100; leave it out to delete only by `btfs repo gc`"
+                    .into(),
+            });
         }
         if self.fetch.timeout_secs == 0 {
             return Err(ConfigError::Value {

@@ -82,8 +82,14 @@ pub async fn run(
     anyhow::ensure!(key.public() == node.public_key, "the key file does not hold the key of this repo");
     let services = Services::start(&node, key).await?;
     node.go_online(services);
+    let upkeep = tokio::spawn(crate::services::upkeep::run(node.clone()));
     let served = serve(&node, ready, &mut interrupt, &mut terminate).await;
     node.repo.clear_api_address();
+    node.stop.cancel();
+    node.store.stop_collecting();
+    if let Err(error) = upkeep.await {
+        tracing::error!(%error, "the upkeep of the store had failed");
+    }
     let closed = node.clone().close().await;
     served?;
     closed

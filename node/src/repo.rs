@@ -24,6 +24,14 @@ pub enum RepoError {
         "there is no btfs repo at {0}. Make one with `btfs init`, or name its place with BTFS_PATH or --repo"
     )]
     Missing(PathBuf),
+    /// A backup that lacks something.
+    #[error("{0} is not there or no database: this is no backup by `btfs repo backup`; nothing was changed")]
+    NoBackup(PathBuf),
+    /// What a restore would write over.
+    #[error(
+        "{0} is in the way, from a restore that broke off or of something else; nothing was changed. Remove it, or choose another place"
+    )]
+    InTheWay(PathBuf),
     /// A repo of go-btfs.
     #[error(
         "{0} is a repo of go-btfs, which this program does not read; nothing was changed. Set BTFS_PATH to another place"
@@ -214,6 +222,20 @@ impl Repo {
         Ok(text.trim().to_owned())
     }
 
+    /// Copies what makes the node what it is beside its databases: network, key, and, last, the settings, so that a
+    /// copy that broke off is not taken for a whole one. Not the token: it is for those who use this very place.
+    pub fn copy_files_to(&self, target: &Path) -> Result<(), RepoError> {
+        for (name, mode) in COPIED {
+            let from = self.root.join(name);
+            match fs::read(&from) {
+                Ok(bytes) => write_atomic(&target.join(name), &bytes, mode)?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(io("cannot read", &from)(error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Says where the daemon's API listens; the CLI reads it.
     pub fn write_api_address(&self, address: std::net::SocketAddr) -> Result<(), RepoError> {
         let mut reached = address;
@@ -264,6 +286,42 @@ impl Repo {
     fn api_path(&self) -> PathBuf {
         self.root.join("api")
     }
+}
+
+/// Files of a backup with their modes, in the order in which they are written.
+const COPIED: [(&str, u32); 3] = [("network.toml", 0o644), ("key", 0o600), ("config.toml", 0o644)];
+/// Directories of a backup.
+const DATABASES: [&str; 2] = ["state", "blocks"];
+
+/// Makes a repo at `root`, where none is, from a backup. The configuration comes last: without it nothing is a repo.
+pub fn restore(backup: &Path, root: &Path) -> Result<(), RepoError> {
+    let from = Repo::open(backup)?;
+    for database in DATABASES {
+        let path = backup.join(database);
+        if !path.join("CURRENT").is_file() {
+            return Err(RepoError::NoBackup(path));
+        }
+    }
+    if let Some(database) = DATABASES.map(|name| root.join(name)).into_iter().find(|path| path.exists()) {
+        return Err(RepoError::InTheWay(database));
+    }
+    let repo = Repo::create(root, None)?;
+    for database in DATABASES {
+        copy_directory(&backup.join(database), &root.join(database))?;
+    }
+    from.copy_files_to(repo.root())
+}
+
+/// Copies the files of a directory, none of which is a directory, and syncs them.
+fn copy_directory(from: &Path, to: &Path) -> Result<(), RepoError> {
+    fs::create_dir_all(to).map_err(io("cannot create", to))?;
+    for entry in fs::read_dir(from).map_err(io("cannot read", from))? {
+        let path = entry.map_err(io("cannot read", from))?.path();
+        let target = to.join(path.file_name().unwrap_or_default());
+        fs::copy(&path, &target).map_err(io("cannot copy", &path))?;
+        File::open(&target).and_then(|file| file.sync_all()).map_err(io("cannot sync", &target))?;
+    }
+    sync_parent(&to.join("CURRENT"))
 }
 
 fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), RepoError> {

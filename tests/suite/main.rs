@@ -11,6 +11,7 @@ mod crash;
 mod demo;
 mod files;
 mod fuzz;
+mod health;
 mod http;
 mod inputs;
 mod kubo;

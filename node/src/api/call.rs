@@ -54,7 +54,7 @@ pub enum Line<T> {
 pub struct Step {
     /// What is being done, such as `adding`.
     pub what: String,
-    /// Units done (bytes, unless `what` says otherwise).
+    /// Units done: blocks if `what` ends with that word, else bytes.
     pub done: u64,
     /// Units in all, if known.
     pub total: Option<u64>,
@@ -67,6 +67,11 @@ pub struct Progress(Option<mpsc::Sender<Step>>);
 impl Progress {
     /// Steps waiting for a slow reader; more are dropped.
     const WAITING: usize = 16;
+
+    /// Whether whoever asked to be told went away.
+    pub fn is_unheard(&self) -> bool {
+        self.0.as_ref().is_some_and(mpsc::Sender::is_closed)
+    }
 
     /// Tells how far `what` is.
     pub fn step(&self, what: &str, done: u64, total: Option<u64>) {

@@ -19,7 +19,7 @@ use super::call::{ApiError, Progress};
 use super::query::Arguments;
 use crate::calls::add::AddOptions;
 use crate::calls::object::{self, AddLinkRequest, RemoveLinkRequest};
-use crate::calls::{self, files, network, setup, store};
+use crate::calls::{self, files, network, pins, repo, setup};
 use crate::node::{AGENT, Node};
 
 /// The routes.
@@ -57,6 +57,8 @@ struct Arg {
     compression_level: Option<u32>,
     recursive: Option<bool>,
     name: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
 }
 
 /// `add` with the files as multipart parts; each becomes one line, as Kubo sends them.
@@ -143,19 +145,22 @@ async fn ls(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
 
 async fn pin_add(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
     let direct = arg.recursive == Some(false);
-    let request = files::PinAddRequest { reference: arg.arg, name: arg.name, direct };
-    let info = files::pin_add(node, request, Progress::default()).await?;
+    let request = pins::PinAddRequest { reference: arg.arg, name: arg.name, direct, expires_in_secs: None };
+    let info = pins::pin_add(node, request, Progress::default()).await?;
     Ok(axum::Json(json!({ "Pins": [info.cid] })))
 }
 
 async fn pin_rm(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
-    let info = files::pin_remove(&node, &arg.arg).await?;
+    let info = pins::pin_remove(&node, &arg.arg).await?;
     Ok(axum::Json(json!({ "Pins": [info.cid] })))
 }
 
-async fn pin_ls(State(node): State<Arc<Node>>) -> Answer {
-    let keys: serde_json::Map<String, Value> = files::pin_list(&node)?
-        .pins
+/// Lists are ours alone: Kubo's clients know pins of whole DAGs and of single blocks.
+async fn pin_ls(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
+    let reference = (!arg.arg.is_empty()).then_some(arg.arg);
+    let request = pins::PinListRequest { reference, kind: arg.kind, name: arg.name, ..Default::default() };
+    let keys: serde_json::Map<String, Value> = pins::pin_list_all(&node, request)
+        .await?
         .into_iter()
         .filter(|pin| pin.kind != "list")
         .map(|pin| (pin.cid, json!({ "Type": pin.kind, "Name": pin.name.unwrap_or_default() })))
@@ -164,18 +169,18 @@ async fn pin_ls(State(node): State<Arc<Node>>) -> Answer {
 }
 
 async fn repo_stat(State(node): State<Arc<Node>>) -> Answer {
-    let stat = store::repo_stat(&node).await?;
+    let stat = repo::repo_stat(&node).await?;
     Ok(axum::Json(json!({
         "RepoSize": stat.disk_bytes,
         "StorageMax": stat.disk_bytes + stat.free_bytes,
         "NumObjects": stat.blocks,
         "RepoPath": node.repo.root(),
-        "Version": "btfs-repo@1",
+        "Version": format!("btfs-repo@{}", btfs_storage::db::SCHEMA),
     })))
 }
 
 async fn repo_gc(State(node): State<Arc<Node>>) -> Answer {
-    store::gc(&node).await?;
+    repo::gc(&node, repo::GcRequest::default(), Progress::default()).await?;
     Ok(axum::Json(json!({})))
 }
 

@@ -1,4 +1,4 @@
-//! Files by content: `get`, `cat`, `ls`, and pins.
+//! Files by content: `get`, `cat`, `ls`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use btfs_storage::read::{self, Kind, Packing};
-use btfs_storage::{Cid, Class, Pin, PinKind, StoreError};
+use btfs_storage::{Cid, Class, Pin, PinKind};
 use serde::{Deserialize, Serialize};
 
 use crate::api::call::{Answered, ApiError, Progress, route};
@@ -89,58 +89,6 @@ pub struct Entry {
 
 call!(LsRequest => Listing, "ls");
 
-/// Keeps a DAG, fetching what is missing.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct PinAddRequest {
-    /// CID or /ipfs path.
-    pub reference: String,
-    /// A name for people.
-    pub name: Option<String>,
-    /// Only this block, not what it links to.
-    pub direct: bool,
-}
-
-/// One pin.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PinInfo {
-    /// Its id; `own:<cid>` for pins made by hand.
-    pub id: String,
-    /// What it keeps.
-    pub cid: String,
-    /// `recursive`, `direct` or `list`.
-    pub kind: String,
-    /// A name for people.
-    pub name: Option<String>,
-    /// Unix seconds after which it goes.
-    pub expires: Option<u64>,
-}
-
-call!(PinAddRequest => PinInfo, "pin/add");
-
-/// Lets a pinned thing go.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct PinRemoveRequest {
-    /// CID or /ipfs path.
-    pub reference: String,
-}
-
-call!(PinRemoveRequest => PinInfo, "pin/rm");
-
-/// Lists the pins.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct PinListRequest {}
-
-/// All pins.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PinList {
-    /// In order of id.
-    pub pins: Vec<PinInfo>,
-}
-
-call!(PinListRequest => PinList, "pin/ls");
-
 /// What a stream of bytes is asked with.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -160,11 +108,6 @@ pub(super) fn routes(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
             router,
             |node, request, _| async move { ls(&node, &request.reference).await },
         );
-    let router = route::<PinAddRequest, _, _>(router, pin_add);
-    let router = route::<PinRemoveRequest, _, _>(router, |node, request, _| async move {
-        pin_remove(&node, &request.reference).await
-    });
-    let router = route::<PinListRequest, _, _>(router, |node, _, _| async move { pin_list(&node) });
     router.route("/api/v1/cat", axum::routing::post(cat))
 }
 
@@ -191,7 +134,7 @@ pub(super) async fn announce(node: &Node, root: Cid) {
 }
 
 /// No longer tells the DHT that this node has `root`, unless something else keeps it.
-async fn withdraw(node: &Node, root: Cid) -> Result<(), ApiError> {
+pub(super) async fn withdraw(node: &Node, root: Cid) -> Result<(), ApiError> {
     let kept = node.store.run(move |store| store.is_pinned_root(&root)).await?;
     if let Ok(host) = node.host()
         && !kept
@@ -383,68 +326,4 @@ pub async fn ls(node: &Arc<Node>, reference: &str) -> Answered<Listing> {
         })
         .collect();
     Ok(Listing { cid: cid.to_string(), entries })
-}
-
-fn pin_info(pin: &Pin) -> PinInfo {
-    PinInfo {
-        id: pin.id.to_string(),
-        cid: pin.root.to_string(),
-        kind: match pin.kind {
-            PinKind::Recursive => "recursive",
-            PinKind::Direct => "direct",
-            PinKind::List => "list",
-        }
-        .into(),
-        name: pin.name.clone(),
-        expires: pin.expires,
-    }
-}
-
-/// Keeps a DAG, fetching what is missing.
-pub async fn pin_add(node: Arc<Node>, request: PinAddRequest, progress: Progress) -> Answered<PinInfo> {
-    let reference = parse_content(&request.reference)?;
-    let retriever = Retriever::new(node.clone());
-    let cid = retriever.resolve(&reference, &[], &Progress::default()).await.map_err(retrieve_error)?;
-    let kind = if request.direct { PinKind::Direct } else { PinKind::Recursive };
-    let pin = own_pin(cid, request.name, kind);
-    if request.direct {
-        retriever.keep_block(&cid, pin.clone()).await.map_err(retrieve_error)?;
-    } else {
-        retriever.whole(&cid, Some(pin.clone()), &progress).await.map_err(retrieve_error)?;
-    }
-    announce(&node, cid).await;
-    Ok(pin_info(&pin))
-}
-
-/// Lets a pinned thing go.
-pub async fn pin_remove(node: &Arc<Node>, reference: &str) -> Answered<PinInfo> {
-    let reference = parse_content(reference)?;
-    let cid = Retriever::local(node.clone())
-        .resolve(&reference, &[], &Progress::default())
-        .await
-        .map_err(retrieve_error)?;
-    let pin = node.store.run(move |store| {
-        let mut batch = store.state().batch();
-        let mut removed = None;
-        for id in [private_pin(cid, None).id, own_pin(cid, None, PinKind::Recursive).id] {
-            if let Some(pin) = store.pin_get(&id)? {
-                store.unpin(&mut batch, &id)?;
-                removed = Some(pin);
-            }
-        }
-        store.state().commit(batch)?;
-        Ok::<_, StoreError>(removed)
-    });
-    match pin.await? {
-        Some(pin) => {
-            withdraw(node, pin.root).await?;
-            Ok(pin_info(&pin))
-        }
-        None => Err(ApiError::not_found(format!("{cid} is not pinned by you; `btfs pin ls` lists the pins"))),
-    }
-}
-
-/// Lists the pins.
-pub fn pin_list(node: &Node) -> Answered<PinList> {
-    Ok(PinList { pins: node.store.pins()?.iter().map(pin_info).collect() })
 }

@@ -20,10 +20,11 @@ pub mod ledger;
 pub mod market;
 pub mod network;
 pub mod object;
+pub mod pins;
 pub mod refs;
+pub mod repo;
 pub mod setup;
 pub mod stat;
-pub mod store;
 pub mod torrent;
 pub mod wallet;
 
@@ -45,5 +46,6 @@ pub fn routes() -> Router<Arc<Node>> {
     let router = channel::routes(router);
     let router = market::routes(router);
     let router = torrent::routes(router);
-    store::routes(router)
+    let router = pins::routes(router);
+    repo::routes(router)
 }

@@ -3,14 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Subcommand};
+use clap::Args;
 use futures::TryStreamExt;
 
 use super::Context;
-use crate::calls::files::{
-    Entry, GetRequest, LsRequest, PinAddRequest, PinInfo, PinListRequest, PinRemoveRequest,
-};
-use crate::calls::store::{GcRequest, RepoStatRequest};
+use crate::calls::files::{Entry, GetRequest, LsRequest};
 use crate::config::ByteSize;
 
 #[derive(Debug, Args)]
@@ -173,86 +170,4 @@ fn entry(entry: &Entry) -> String {
 
 fn lines<T>(items: &[T], line: impl Fn(&T) -> String) -> String {
     items.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Pin {
-    /// Keep a DAG; fetches what is missing.
-    Add {
-        /// A CID or /ipfs/CID/path.
-        reference: String,
-        /// A name for people.
-        #[arg(long)]
-        name: Option<String>,
-        /// Only this block, not what it links to.
-        #[arg(long)]
-        direct: bool,
-    },
-    /// Let a pinned thing go; its space returns with `btfs repo gc`.
-    Rm {
-        /// A CID or /ipfs/CID/path.
-        reference: String,
-    },
-    /// List what is kept.
-    Ls,
-}
-
-impl Pin {
-    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
-        match self {
-            Self::Add { reference, name, direct } => {
-                context
-                    .run(&PinAddRequest { reference, name, direct }, |info| format!("pinned {}", info.cid))
-                    .await
-            }
-            Self::Rm { reference } => {
-                context.run(&PinRemoveRequest { reference }, |info| format!("unpinned {}", info.cid)).await
-            }
-            Self::Ls => context.run(&PinListRequest {}, |list| lines(&list.pins, pin)).await,
-        }
-    }
-}
-
-fn pin(info: &PinInfo) -> String {
-    format!("{}  {:<9}  {}", info.cid, info.kind, info.name.as_deref().unwrap_or(&info.id))
-}
-
-#[derive(Debug, Subcommand)]
-pub enum RepoCommand {
-    /// Show what the store holds and how much space there is.
-    Stat,
-    /// Delete what no pin keeps.
-    Gc,
-}
-
-impl RepoCommand {
-    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
-        match self {
-            Self::Stat => {
-                context
-                    .run(&RepoStatRequest {}, |stat| {
-                        format!(
-                            "blocks     {}\nlive       {} (own {}, hosted {}, cache {})\nreserved   {}\non disk    {}\nfree       {}\npins       {}",
-                            stat.blocks,
-                            ByteSize(stat.live_bytes),
-                            ByteSize(stat.own_bytes),
-                            ByteSize(stat.hosted_bytes),
-                            ByteSize(stat.cache_bytes),
-                            ByteSize(stat.reserved_bytes),
-                            ByteSize(stat.disk_bytes),
-                            ByteSize(stat.free_bytes),
-                            stat.pins
-                        )
-                    })
-                    .await
-            }
-            Self::Gc => {
-                context
-                    .run(&GcRequest {}, |report| {
-                        format!("deleted {} blocks, {}", report.blocks_deleted, ByteSize(report.bytes_deleted))
-                    })
-                    .await
-            }
-        }
-    }
 }

@@ -22,7 +22,9 @@ mod market;
 mod money;
 mod network;
 mod object;
+mod pin;
 mod progress;
+mod repo;
 mod sealed;
 pub(crate) mod secret;
 mod setup;
@@ -76,7 +78,7 @@ enum Command {
     Ls(files::Ls),
     /// Keep things, or let them go.
     #[command(subcommand)]
-    Pin(files::Pin),
+    Pin(pin::Pin),
     /// Single blocks.
     #[command(subcommand)]
     Block(block::Block),
@@ -90,7 +92,7 @@ enum Command {
     Object(object::Object),
     /// The local store.
     #[command(subcommand)]
-    Repo(files::RepoCommand),
+    Repo(repo::RepoCommand),
     /// Rent space from hosts.
     #[command(subcommand)]
     Store(market::Store),

@@ -27,14 +27,16 @@ impl Bar {
         if !self.enabled || self.since.elapsed() < Self::APPEARS_AFTER {
             return;
         }
-        let bar = self.bar.get_or_insert_with(|| {
-            let style = ProgressStyle::with_template(
-                "{msg} {bytes} of {total_bytes} {wide_bar} {bytes_per_sec} {eta}",
-            )
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::new(0).with_style(style)
-        });
-        bar.set_message(step.what.clone());
+        let bar = self.bar.get_or_insert_with(|| ProgressBar::new(0));
+        if bar.message() != step.what {
+            let template = match step.what.ends_with("blocks") {
+                true => "{msg} {pos} of {len} {wide_bar} {per_sec} {eta}",
+                false => "{msg} {bytes} of {total_bytes} {wide_bar} {bytes_per_sec} {eta}",
+            };
+            let style = ProgressStyle::with_template(template);
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_message(step.what.clone());
+        }
         bar.set_length(step.total.unwrap_or(step.done));
         bar.set_position(step.done);
     }

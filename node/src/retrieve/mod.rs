@@ -25,11 +25,13 @@ use crate::node::Node;
 mod fetch;
 mod parity;
 mod reference;
+mod repair;
 mod sink;
 pub mod torrent;
 
 pub use parity::{LAYOUT_TABLE, LayoutRequest, LayoutResponse, known_layouts, layout_row, remember_layout};
 pub use reference::{BadReference, Reference};
+pub use repair::repair;
 
 use fetch::Fetch;
 use sink::Sink;

@@ -24,6 +24,7 @@ use crate::retrieve::{LAYOUT_TABLE, LayoutRequest, LayoutResponse, known_layouts
 pub mod announce;
 pub mod courier;
 mod policy;
+pub mod upkeep;
 
 use courier::{LedgerPeer, Libp2p, key_of};
 use policy::Withholding;

@@ -1,0 +1,174 @@
+//! `repo`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+
+use super::Context;
+use crate::calls::repo::{
+    BackupRequest, GcRequest, IncompletePin, RepoStatAnswer, RepoStatRequest, VerifyAnswer, VerifyRequest,
+};
+use crate::config::ByteSize;
+
+#[derive(Debug, Subcommand)]
+pub enum RepoCommand {
+    /// Show what the store holds and how much space there is.
+    Stat,
+    /// Delete what no pin keeps and return its space; everything else goes on meanwhile.
+    Gc {
+        /// Only tell what would be deleted.
+        #[arg(long)]
+        dry_run: bool,
+        /// Leave space that takes much writing to return until that is worth it.
+        #[arg(long)]
+        lazy: bool,
+    },
+    /// Read and hash everything; name what is damaged and which pins lack it.
+    Verify {
+        /// Fetch what is damaged or lacking from the networks.
+        #[arg(long)]
+        repair: bool,
+        /// At most so many bytes a second, such as 50MiB.
+        #[arg(long, value_name = "SIZE")]
+        rate: Option<ByteSize>,
+    },
+    /// Copy the repo, its key included, into a new directory while it is in use.
+    Backup {
+        /// The directory: empty, or not there.
+        dir: PathBuf,
+    },
+    /// Make a repo from a backup, and verify it.
+    Restore {
+        /// The backup.
+        dir: PathBuf,
+    },
+}
+
+impl RepoCommand {
+    pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self {
+            Self::Stat => context.run(&RepoStatRequest {}, stat).await,
+            Self::Gc { dry_run, lazy } => {
+                context
+                    .run(&GcRequest { dry_run, lazy }, |done| {
+                        let verb = if done.dry_run { "would delete" } else { "deleted" };
+                        let expired = match done.pins_expired {
+                            0 => String::new(),
+                            pins => format!("; {pins} pins had expired"),
+                        };
+                        format!(
+                            "{verb} {} of {} blocks, {}{expired}",
+                            done.blocks_deleted,
+                            done.blocks_examined,
+                            ByteSize(done.bytes_deleted)
+                        )
+                    })
+                    .await
+            }
+            Self::Verify { repair, rate } => verify(context, repair, rate).await,
+            Self::Backup { dir } => {
+                let request = BackupRequest { target: std::path::absolute(&dir)? };
+                context
+                    .run(&request, |done| {
+                        format!(
+                            "{}: {} blocks, {}, {} pins, and the key of this node: keep it as safe as the repo",
+                            done.path.display(),
+                            done.blocks,
+                            ByteSize(done.bytes),
+                            done.pins
+                        )
+                    })
+                    .await
+            }
+            Self::Restore { dir } => {
+                crate::repo::restore(&std::path::absolute(&dir)?, &context.path)
+                    .with_context(|| format!("cannot restore {}", dir.display()))?;
+                verify(context, false, None).await
+            }
+        }
+    }
+}
+
+/// Ends with an error while something is lacking.
+async fn verify(context: &Context, repair: bool, rate: Option<ByteSize>) -> anyhow::Result<()> {
+    let request = VerifyRequest { repair, bytes_per_second: rate.map(|size| size.0) };
+    let client = context.client().await?;
+    let answer = client.call(&request).await;
+    client.close().await?;
+    let answer = answer?;
+    context.show(&answer, verified)?;
+    match answer.incomplete_pins - answer.repaired_pins {
+        0 => Ok(()),
+        1 => bail!("1 pin lacks blocks; everything else is whole"),
+        pins => bail!("{pins} pins lack blocks; everything else is whole"),
+    }
+}
+
+fn stat(stat: &RepoStatAnswer) -> String {
+    let quota = |name: &str, quota: Option<u64>| {
+        quota.map(|quota| format!("\nquota      {} of {name} data", ByteSize(quota))).unwrap_or_default()
+    };
+    let quotas = [
+        quota("own", stat.own_quota_bytes),
+        quota("hosted", stat.hosted_quota_bytes),
+        quota("cache", stat.cache_quota_bytes),
+    ];
+    let unfinished = if stat.unfinished_collection {
+        "\na collection did not end; `btfs repo gc` goes on with it"
+    } else {
+        ""
+    };
+    format!(
+        "blocks     {}\nlive       {} (own {}, hosted {}, cache {})\nreserved   {}{}\non disk    {} ({} more than live)\nfree       {}\npins       {}\ndamaged    {}{unfinished}",
+        stat.blocks,
+        ByteSize(stat.live_bytes),
+        ByteSize(stat.own_bytes),
+        ByteSize(stat.hosted_bytes),
+        ByteSize(stat.cache_bytes),
+        ByteSize(stat.reserved_bytes),
+        quotas.concat(),
+        ByteSize(stat.disk_bytes),
+        ByteSize(stat.overhead_bytes),
+        ByteSize(stat.free_bytes),
+        stat.pins,
+        stat.quarantined_blocks,
+    )
+}
+
+fn verified(answer: &VerifyAnswer) -> String {
+    let mut text = format!("checked {} blocks, {}", answer.blocks_checked, ByteSize(answer.bytes_checked));
+    text += &match answer.blocks_damaged {
+        0 => "; none is damaged".to_owned(),
+        damaged => format!("; {damaged} damaged ones are put aside"),
+    };
+    if answer.blocks_reindexed > 0 {
+        text += &format!("; {} index entries were damaged and are written anew", answer.blocks_reindexed);
+    }
+    for found in &answer.incomplete {
+        text += &incomplete(found);
+    }
+    let told = answer.incomplete.len() as u64;
+    if answer.incomplete_pins > told {
+        text += &format!("\nand {} more pins", answer.incomplete_pins - told);
+    }
+    text
+}
+
+/// Names the pin and the first of the blocks it lacks.
+fn incomplete(found: &IncompletePin) -> String {
+    const NAMED: usize = 3;
+    let pin = &found.pin;
+    let name = pin.name.as_deref().unwrap_or(&pin.id);
+    let state = match (&found.error, found.repaired) {
+        (_, true) => "is whole again, it lacked".to_owned(),
+        (Some(error), _) => format!("could not be repaired ({error}), it lacks"),
+        (None, _) => "lacks".to_owned(),
+    };
+    let more = match found.lacks.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let lacks: Vec<&str> = found.lacks.iter().take(NAMED).map(String::as_str).collect();
+    format!("\n{}  {name} {state} {}{more}", pin.cid, lacks.join(", "))
+}

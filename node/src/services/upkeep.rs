@@ -1,0 +1,194 @@
+//! What a daemon does for its store by itself: lets expired pins go, ends a collection that was broken off, collects at
+//! the watermark, and reads everything again and again to find what rotted, and fetches that anew.
+//!
+//! Each is a small step on a timer, so that a daemon that runs for a minute a day does its share too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use btfs_storage::{Cid, ClassStat, GcOptions, RepoStat, ScrubPage, StoreError};
+
+use crate::api::call::Progress;
+use crate::node::Node;
+use crate::retrieve::repair;
+
+/// How often expired pins and the watermark are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Blocks read between two pauses of the scrub.
+const SCRUB_PAGE: usize = 16;
+/// Pause of a scrub that has seen everything, or of a store without a block.
+const SCRUB_REST: Duration = Duration::from_secs(3600);
+/// After a collection at the watermark the next one waits until the store has grown by one part in this many: what is
+/// pinned cannot be collected, however often.
+const GROWTH: u64 = 100;
+
+/// Runs until the daemon stops.
+pub async fn run(node: Arc<Node>) {
+    let stop = node.stop.clone();
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tidy(&node) => {}
+        () = scrub(&node) => {}
+    }
+}
+
+async fn tidy(node: &Arc<Node>) {
+    match node.store.run(|store| store.has_unfinished_collection()).await {
+        Ok(true) => {
+            tracing::info!("a collection was broken off; it goes on now");
+            collect(node).await;
+        }
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, "whether a collection was broken off is not known"),
+    }
+    let mut left_by_last = None;
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        looks.tick().await;
+        let expired = node.store.run(|store| store.expire_pins(unix_now())).await;
+        match expired {
+            Ok(0) => {}
+            Ok(pins) => tracing::info!(pins, "expired pins were removed"),
+            Err(error) => tracing::warn!(%error, "expired pins are not removed yet"),
+        }
+        let Some(watermark) = node.config.storage.gc_watermark else { continue };
+        match node.store.run(|store| store.stat()).await {
+            Ok(stat) if is_due(&stat, watermark, left_by_last) => left_by_last = collect(node).await,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the store cannot be counted"),
+        }
+    }
+}
+
+/// Collects; answers the bytes that were left.
+async fn collect(node: &Arc<Node>) -> Option<u64> {
+    let store = node.store.clone();
+    let work = move || {
+        store.gc_with(GcOptions::default(), &mut |_| {})?;
+        Ok::<_, StoreError>(store.stat()?.bytes)
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(left)) => Some(left),
+        Ok(Err(StoreError::CollectionStopped)) => None,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "nothing was collected");
+            None
+        }
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Whether a class has come to `watermark` percent of its quota, or the store to as much of its disk, and has grown since
+/// the last collection, which left `left_by_last` bytes.
+fn is_due(stat: &RepoStat, watermark: u8, left_by_last: Option<u64>) -> bool {
+    let reached = |used: u64, most: u64| u128::from(used) * 100 >= u128::from(most) * u128::from(watermark);
+    let full = |class: &ClassStat| {
+        let used = class.bytes.saturating_add(class.reserved_bytes);
+        class.quota_bytes.is_some_and(|quota| reached(used, quota))
+    };
+    let room = stat.disk_free_bytes.saturating_sub(stat.reserve_bytes);
+    let due = stat.classes.iter().any(full) || reached(stat.disk_bytes, stat.disk_bytes.saturating_add(room));
+    let grown = left_by_last.is_none_or(|left| stat.bytes > left.saturating_add(left / GROWTH));
+    stat.bytes > 0 && due && grown
+}
+
+/// Reads the store at the configured rate, from one end to the other, again and again.
+async fn scrub(node: &Arc<Node>) {
+    let rate = node.config.storage.scrub_rate.0;
+    if rate == 0 {
+        return std::future::pending().await;
+    }
+    let mut next: Option<Cid> = None;
+    let mut damaged = 0;
+    loop {
+        let from = next.take();
+        let page = node.store.run(move |store| store.scrub(from.as_ref(), SCRUB_PAGE)).await;
+        let pause = match page {
+            Ok(ScrubPage { bytes, damaged: found, next: following, .. }) => {
+                damaged += found.len();
+                next = following;
+                Duration::from_secs_f64(bytes as f64 / rate as f64)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the store is not looked through any further for now");
+                SCRUB_REST
+            }
+        };
+        tokio::time::sleep(pause).await;
+        if next.is_none() {
+            if std::mem::take(&mut damaged) > 0 {
+                mend(node).await;
+            }
+            tokio::time::sleep(SCRUB_REST).await;
+        }
+    }
+}
+
+/// Fetches what pins lack, as far as the networks have it.
+async fn mend(node: &Arc<Node>) {
+    if node.host().is_err() {
+        return;
+    }
+    let examined = node.store.run(|store| {
+        let mut found = Vec::new();
+        store.examine(&mut |incomplete| found.push(incomplete))?;
+        Ok::<_, StoreError>(found)
+    });
+    let found = match examined.await {
+        Ok(found) => found,
+        Err(error) => return tracing::warn!(%error, "what the damage affects is not known"),
+    };
+    for incomplete in found {
+        let pin = incomplete.pin.id.clone();
+        match repair(node, &incomplete, &Progress::default()).await {
+            Ok(()) => tracing::info!(%pin, "a damaged pin is whole again"),
+            Err(error) => tracing::error!(%pin, %error, "a pin lacks blocks that nobody gave"),
+        }
+    }
+}
+
+fn unix_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use btfs_storage::Class;
+
+    use super::*;
+
+    fn stat(cache: u64, quota: Option<u64>, disk: u64, free: u64) -> RepoStat {
+        let class =
+            ClassStat { class: Class::Cache, blocks: 1, bytes: cache, reserved_bytes: 0, quota_bytes: quota };
+        RepoStat {
+            blocks: 1,
+            bytes: cache,
+            classes: vec![class],
+            quarantined_blocks: 0,
+            pins: 0,
+            disk_bytes: disk,
+            overhead_bytes: disk - cache,
+            disk_free_bytes: free,
+            reserve_bytes: 100,
+        }
+    }
+
+    #[test]
+    fn a_collection_is_due_at_the_watermark_of_quota_or_disk() {
+        assert!(!is_due(&stat(89, Some(100), 90, 10_000), 90, None));
+        assert!(is_due(&stat(90, Some(100), 90, 10_000), 90, None));
+        assert!(!is_due(&stat(850, None, 899, 200), 90, None));
+        assert!(is_due(&stat(850, None, 900, 200), 90, None));
+        // The reserve alone is left.
+        assert!(is_due(&stat(850, None, 900, 50), 100, None));
+        assert!(!is_due(&stat(0, None, 0, 50), 100, None), "there is nothing to collect");
+    }
+
+    #[test]
+    fn what_could_not_be_collected_is_not_tried_again_until_there_is_more() {
+        let full = stat(9_500, Some(10_000), 9_600, 100_000);
+        assert!(!is_due(&full, 90, Some(9_500)));
+        assert!(!is_due(&full, 90, Some(9_450)));
+        assert!(is_due(&full, 90, Some(9_000)));
+    }
+}

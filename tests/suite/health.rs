@@ -1,0 +1,130 @@
+//! Keeping a repo well, through the program: damage named and repaired from another node, copies, pins that end.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use btfs_tests::node::{Node, random_file, sha256};
+use btfs_tests::peers;
+use serde_json::Value;
+
+/// Several blocks, more than one of them in the blob file that is damaged.
+const FILE: u64 = 9 << 20;
+
+fn text(value: &Value) -> &str {
+    value.as_str().expect("a string")
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a plain name")
+}
+
+/// Flips a bit in the middle of the largest blob file.
+fn damage(repo: &Path) {
+    let blobs = std::fs::read_dir(repo.join("blocks"))
+        .expect("the blocks")
+        .map(|entry| entry.expect("an entry").path());
+    let largest = blobs
+        .filter(|path| path.extension().is_some_and(|ending| ending == "blob"))
+        .max_by_key(|path| path.metadata().expect("its size").len())
+        .expect("a blob file");
+    let mut bytes = std::fs::read(&largest).expect("it is read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&largest, bytes).expect("it is written");
+}
+
+#[test]
+fn damage_is_named_with_its_pin_and_repaired_from_another_node() {
+    let (mut one, mut two) = (Node::init(None), Node::init(None));
+    let file = one.file("file");
+    random_file(&file, FILE, 11);
+    let cid = text(&one.json(&["add", path(&file)])["cid"]).to_owned();
+    two.json(&["add", path(&file)]);
+    let clean = two.json(&["repo", "verify"]);
+    assert_eq!((clean["blocks_damaged"].as_u64(), clean["incomplete_pins"].as_u64()), (Some(0), Some(0)));
+    damage(&two.repo());
+    let told = two.fails(&["repo", "verify"]);
+    assert!(told.contains("1 pin lacks blocks"), "{told}");
+    // Without a network nothing can be fetched, and that is said before anything is read.
+    assert!(two.fails(&["repo", "verify", "--repair"]).contains("daemon"));
+    one.start();
+    two.start();
+    two.json(&["swarm", "connect", &one.address("/tcp/")]);
+    let repaired = two.json(&["repo", "verify", "--repair"]);
+    assert_eq!(repaired["repaired_pins"], 1, "{repaired}");
+    let pin = &repaired["incomplete"][0];
+    assert_eq!((text(&pin["pin"]["cid"]), pin["lacks"].as_array().map(Vec::len)), (cid.as_str(), Some(1)));
+    two.stop();
+    two.json(&["repo", "verify"]);
+    let got = two.file("got");
+    two.json(&["get", &cid, "--output", path(&got)]);
+    assert_eq!(sha256(&got), sha256(&file));
+    one.stop();
+}
+
+#[test]
+fn a_backup_of_a_running_node_is_restored_and_verified() {
+    let mut node = Node::init(None);
+    node.start();
+    let file = node.file("file");
+    random_file(&file, FILE, 12);
+    let added = node.json(&["add", path(&file)]);
+    let (copy, restored): (PathBuf, PathBuf) = (node.file("copy"), node.file("restored"));
+    let backup = node.json(&["repo", "backup", path(&copy)]);
+    assert_eq!(backup["pins"], 1, "{backup}");
+    assert!(node.fails(&["repo", "backup", path(&copy)]).contains("not empty"));
+    // What comes later is not in it.
+    node.json(&["pin", "rm", text(&added["cid"])]);
+    node.json(&["repo", "gc"]);
+    node.stop();
+    let elsewhere = |arguments: &[&str]| {
+        let output = Command::new(peers::btfs())
+            .args(arguments)
+            .env("BTFS_PATH", &restored)
+            .output()
+            .expect("btfs runs");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (well, told) = elsewhere(&["repo", "restore", path(&copy), "--json"]);
+    assert!(well, "{told}");
+    let verified: Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!(verified["incomplete_pins"], 0);
+    let got = node.file("got");
+    assert!(elsewhere(&["get", text(&added["cid"]), "--output", path(&got)]).0);
+    assert_eq!(sha256(&got), sha256(&file));
+    assert!(!elsewhere(&["repo", "restore", path(&copy)]).0, "a repo is not restored over");
+}
+
+#[test]
+fn pins_have_names_owners_and_ends() {
+    let node = Node::init(None);
+    let mut cids = Vec::new();
+    for (number, name) in ["summer holiday", "winter holiday", "work"].iter().enumerate() {
+        let file = node.file(name);
+        random_file(&file, 10_000, number as u64);
+        let cid = text(&node.json(&["add", path(&file)])["cid"]).to_owned();
+        node.json(&["pin", "add", &cid, "--name", name]);
+        cids.push(cid);
+    }
+    let count = |arguments: &[&str]| {
+        let mut all = vec!["pin", "ls"];
+        all.extend(arguments);
+        node.json(&all)["pins"].as_array().expect("a list").len()
+    };
+    assert_eq!(count(&[]), 3);
+    assert_eq!(count(&["--name", "holiday"]), 2);
+    assert_eq!(count(&["--owner", "own", "--type", "recursive"]), 3);
+    assert_eq!(count(&["--type", "direct"]), 0);
+    assert_eq!(count(&[&cids[2]]), 1);
+    assert!(node.fails(&["pin", "add", "--direct", &cids[0]]).contains("already pinned recursively"));
+    let ends = node.json(&["pin", "add", &cids[0], "--expires", "1h"]);
+    assert!(ends["expires"].as_u64().is_some(), "{ends}");
+    // Nothing has ended yet, so nothing would go.
+    let dry = node.json(&["repo", "gc", "--dry-run"]);
+    assert_eq!((dry["blocks_deleted"].as_u64(), dry["dry_run"].as_bool()), (Some(0), Some(true)));
+    node.json(&["pin", "rm", &cids[1]]);
+    let dry = node.json(&["repo", "gc", "--dry-run"]);
+    assert_eq!(dry["blocks_deleted"], 1);
+    assert_eq!(node.json(&["repo", "gc"])["blocks_deleted"], 1);
+    assert_eq!(node.json(&["repo", "stat"])["blocks"], 2);
+}
