@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures::StreamExt;
 use reqwest::Method;
 use serde_json::Value;
 
@@ -100,6 +101,21 @@ impl Api {
         let mut all = vec![("authorization", bearer.as_str())];
         all.extend_from_slice(headers);
         self.send(Method::POST, &format!("/api/v1/{path}"), &all, request.to_string().into_bytes())
+    }
+
+    /// A call of `/api/v1` with the token whose answer is long: counts its bytes as they come.
+    pub fn drain(&self, path: &str) -> u64 {
+        let request = self.client.post(format!("{}/api/v1/{path}", self.base)).bearer_auth(&self.token);
+        self.runtime.block_on(async {
+            let response = request.send().await.expect("the daemon answers");
+            assert!(response.status().is_success(), "{path}: {}", response.status());
+            let mut pieces = response.bytes_stream();
+            let mut bytes = 0;
+            while let Some(piece) = pieces.next().await {
+                bytes += piece.expect("the answer comes whole").len() as u64;
+            }
+            bytes
+        })
     }
 
     /// A multipart POST of files given as `(name, content)`.

@@ -1,7 +1,7 @@
 //! Kubo's own program, `ipfs`, on a repo in a temporary directory; with or without its daemon.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::peers;
@@ -14,9 +14,15 @@ pub struct Ipfs {
 impl Ipfs {
     /// A fresh repo.
     pub fn init() -> Ipfs {
-        let ipfs = Ipfs { dir: tempfile::tempdir().expect("a temporary directory") };
-        ipfs.run(&["init"]);
+        let ipfs = Ipfs::init_below(&tempfile::env::temp_dir());
         println!("{}", ipfs.text(&["version"]));
+        ipfs
+    }
+
+    /// The same somewhere below `dir`, without telling its version.
+    pub fn init_below(dir: &Path) -> Ipfs {
+        let ipfs = Ipfs { dir: tempfile::tempdir_in(dir).expect("a temporary directory") };
+        ipfs.run(&["init"]);
         ipfs
     }
 

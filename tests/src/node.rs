@@ -22,7 +22,12 @@ struct Daemon {
 impl Node {
     /// A fresh repo with free ports on loopback; `network` is a network file.
     pub fn init(network: Option<&Path>) -> Node {
-        let node = Node { dir: tempfile::tempdir().expect("a temporary directory"), daemon: None };
+        Node::init_below(&tempfile::env::temp_dir(), network)
+    }
+
+    /// The same with the repo somewhere below `dir`.
+    pub fn init_below(dir: &Path, network: Option<&Path>) -> Node {
+        let node = Node { dir: tempfile::tempdir_in(dir).expect("a temporary directory"), daemon: None };
         let network = network.map(|file| file.display().to_string());
         let mut arguments = vec!["init", "--local-ports"];
         if let Some(file) = &network {

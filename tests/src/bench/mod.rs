@@ -3,9 +3,15 @@
 //! `bin/bench.rs` calls [`run`]; `make bench` prints the table and `make bench CHECK=1` fails where a bound is missed.
 //! All benches drive the built program over one pseudo-random file of 1 GiB, in temporary directories, on loopback:
 //!
-//! * `add`: user and system time of one `btfs add` process without a daemon, from its first instruction to its end, beside
-//!   `openssl dgst -sha256` of the same file, which reads and hashes and does nothing else. openssl runs before and after;
-//!   the mean counts.
+//! * `add`: user and system time of a `btfs add` process without a daemon, from its first instruction to its end, beside
+//!   `openssl dgst -sha256` of the same file, which reads and hashes and does nothing else. They take turns; the middle
+//!   runs count. `add --torrent` is told beside.
+//! * `kubo`: the same file by `btfs add` and by Kubo's `ipfs add`, in memory and on a disk.
+//! * `small`: 100,000 files of 4 KiB by both.
+//! * `cat`: reading a file that is in the system's cache.
+//! * `cold`: reading blocks that are in no cache and checking their hashes, beside the hash alone.
+//! * `erasure`: making parity of stored content, beside the coding library alone.
+//! * `space`: bytes on the disk and written to it for each byte stored, memory, files left by many small adds.
 //! * `get`: MiB a second of `btfs get CID` between two daemons connected over TCP, from the start of the command until
 //!   the file is written, beside one raw libp2p stream over the same transports (`raw`: TCP, TLS, yamux, writes of
 //!   256 KiB), which runs before and after; the mean counts. The result is compared with the source.
@@ -16,29 +22,38 @@
 //! A running process' time is what `/proc/PID/stat` says after, minus before; a peak of memory is `VmHWM`, caches
 //! included. Files and repos lie in memory (`/dev/shm`) where there is room for them, so that the figures are the
 //! program's and not the disk's: on one machine the same `add` took 2.3 s of CPU there and 4 s on its busy disk, most of
-//! the difference in the file system. The table says where they were. The source is in the page cache and on the disk before the first bench. A program that fails, a peer that
-//! is missing or a file that comes out different ends the run: no figure is better than a wrong one.
+//! the difference in the file system. The table says where they were; what is about a disk lies below `--disk`. The source
+//! is in the page cache and on the disk before the first bench. A program that fails, a peer that is missing or a file that
+//! comes out different ends the run: no figure is better than a wrong one.
 
 use std::path::{Path, PathBuf};
 
 use crate::node;
 
 mod add;
+mod cat;
+mod cold;
 mod demo;
+mod erasure;
 mod get;
+mod kubo;
 mod process;
 mod raw;
 mod report;
+mod space;
 mod torrent;
 
 pub use process::peak_memory;
 use report::Report;
 
 /// The benches, in the order they run.
-pub const NAMES: [&str; 4] = ["add", "get", "torrent", "demo"];
+pub const NAMES: [&str; 10] =
+    ["add", "kubo", "small", "cat", "cold", "erasure", "space", "get", "torrent", "demo"];
 
 /// Most bytes that any process may have resident at its peak: what leaves a machine with 1 GiB its use.
 const MEMORY_BOUND: f64 = 300e6;
+/// The same for an add, however large the file.
+const ADD_MEMORY_BOUND: f64 = 150e6;
 
 /// A file system in memory that Linux systems have.
 const IN_MEMORY: &str = "/dev/shm";
@@ -60,6 +75,10 @@ pub struct Options {
     pub mib: u64,
     /// Where files and repos lie; chosen by the room there is, if not given.
     pub dir: Option<PathBuf>,
+    /// Where things lie that are about a disk.
+    pub disk: PathBuf,
+    /// Size in MiB of the file whose space is measured there.
+    pub large_mib: u64,
     /// Names out of [`NAMES`].
     pub chosen: Vec<String>,
 }
@@ -67,18 +86,27 @@ pub struct Options {
 impl Options {
     /// Reads the arguments after the program's name; an error says what is wrong with them.
     pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
-        let mut options = Options { check: false, mib: 1024, dir: None, chosen: Vec::new() };
+        let mut options = Options {
+            check: false,
+            mib: 1024,
+            dir: None,
+            disk: std::env::temp_dir(),
+            large_mib: 2048,
+            chosen: Vec::new(),
+        };
         let mut arguments = arguments;
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--check" => options.check = true,
-                "--mib" => {
+                "--mib" | "--large-mib" => {
                     let size = arguments.next().and_then(|size| size.parse().ok()).filter(|mib| *mib > 0);
-                    options.mib = size.ok_or("--mib wants a number of MiB above 0")?;
+                    let size = size.ok_or_else(|| format!("{argument} wants a number of MiB above 0"))?;
+                    *(if argument == "--mib" { &mut options.mib } else { &mut options.large_mib }) = size;
                 }
-                "--dir" => {
+                "--dir" | "--disk" => {
                     let dir = arguments.next().map(PathBuf::from).filter(|dir| dir.is_dir());
-                    options.dir = Some(dir.ok_or("--dir wants a directory that is there")?);
+                    let dir = dir.ok_or_else(|| format!("{argument} wants a directory that is there"))?;
+                    if argument == "--dir" { options.dir = Some(dir) } else { options.disk = dir }
                 }
                 name if NAMES.contains(&name) => options.chosen.push(argument),
                 other => return Err(format!("there is no bench `{other}`")),
@@ -89,6 +117,15 @@ impl Options {
         }
         Ok(options)
     }
+}
+
+/// Where repos may lie.
+struct Place {
+    /// What it is called in the table.
+    name: &'static str,
+    dir: PathBuf,
+    /// Whether syncs matter there.
+    is_disk: bool,
 }
 
 /// The file that is moved.
@@ -137,10 +174,22 @@ pub fn run(options: &Options) -> usize {
     println!("{} MiB, in {}: {memory}", options.mib, dir.display());
     tempfile::env::override_temp_dir(&dir).expect("set once");
     let source = Source::make(options.mib);
+    let name = if dir == Path::new(IN_MEMORY) { "memory" } else { "files" };
+    let places = [
+        Place { name, dir, is_disk: false },
+        Place { name: "disk", dir: options.disk.clone(), is_disk: true },
+    ];
+    let disk = &places[1];
     let mut report = Report::begin();
     for name in NAMES.iter().filter(|name| options.chosen.iter().any(|chosen| chosen == *name)) {
         match *name {
             "add" => add::run(&source, &mut report),
+            "kubo" => kubo::run(&source, &places, &mut report),
+            "small" => kubo::run_small(&places, &mut report),
+            "cat" => cat::run(&source, &mut report),
+            "cold" => cold::run(&source, disk, &mut report),
+            "erasure" => erasure::run(&mut report),
+            "space" => space::run(options.large_mib, disk, &mut report),
             "get" => get::run(&source, &mut report),
             "torrent" => torrent::run(&source, &mut report),
             _ => demo::run(&source, &mut report),
@@ -181,9 +230,18 @@ mod tests {
 
     #[test]
     fn names_choose_and_nonsense_is_refused() {
-        let options = parse(&["get", "--mib", "64"]).expect("valid");
-        assert_eq!(options, Options { check: false, mib: 64, dir: None, chosen: vec!["get".into()] });
+        let options = parse(&["get", "--mib", "64", "--large-mib", "128", "--disk", "/"]).expect("valid");
+        let expected = Options {
+            check: false,
+            mib: 64,
+            dir: None,
+            disk: "/".into(),
+            large_mib: 128,
+            chosen: vec!["get".into()],
+        };
+        assert_eq!(options, expected);
         assert!(parse(&["--mib"]).is_err());
+        assert!(parse(&["--large-mib"]).is_err());
         assert!(parse(&["--mib", "0"]).is_err());
         assert!(parse(&["--dir", "/no/such/place"]).is_err());
         assert!(parse(&["gets"]).unwrap_err().contains("gets"));

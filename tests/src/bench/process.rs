@@ -1,7 +1,7 @@
 //! What a process cost: processor time and peak memory, from `/proc`.
 
 use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ pub struct Usage {
     pub wall: f64,
     /// Largest peak of one process, in bytes.
     pub peak_memory: u64,
+    /// Bytes that it had written to a disk; what lies in memory counts nothing.
+    pub written: u64,
     /// What it printed.
     pub stdout: Vec<u8>,
 }
@@ -53,14 +55,43 @@ pub fn run(command: &mut Command) -> Usage {
             panic!("{command:?} did not end within {LONGEST:?}");
         }
     }
+    let usage = end(command, &mut child, begun);
+    Usage { peak_memory: peak, stdout: reader.join().expect("stdout was read"), ..usage }
+}
+
+/// The same for a command whose output is of no use: it goes nowhere, and the peak of memory is not looked at.
+pub fn run_into_nothing(command: &mut Command) -> Usage {
+    let begun = Instant::now();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the command starts");
+    end(command, &mut child, begun)
+}
+
+/// Awaits a child's end.
+fn end(command: &Command, child: &mut Child, begun: Instant) -> Usage {
     // Its end is awaited without reaping it, so that its figures can still be read.
+    let pid = child.id();
     let waited = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid above 0");
     waitid(WaitId::Pid(waited), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).expect("our own child ends");
     let wall = begun.elapsed().as_secs_f64();
-    let cpu = ticks(pid, 4);
+    let (cpu, written) = (ticks(pid, 4), written(pid));
     let status = child.wait().expect("our own child has ended");
     assert!(status.success(), "{command:?} ended with {status}");
-    Usage { cpu, wall, peak_memory: peak, stdout: reader.join().expect("stdout was read") }
+    Usage { cpu, wall, peak_memory: 0, written, stdout: Vec::new() }
+}
+
+/// Bytes that a process had written to a disk so far, from `/proc/PID/io`.
+pub fn written(pid: u32) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).expect("our own child is there");
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    line.and_then(|bytes| bytes.parse().ok()).expect("a number of bytes")
+}
+
+/// The middle one of figures from repeated runs, or the mean of the two in the middle: a run that met a busy moment of
+/// the machine does not count.
+pub fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    let half = figures.len() / 2;
+    if figures.len() % 2 == 1 { figures[half] } else { (figures[half - 1] + figures[half]) / 2.0 }
 }
 
 /// User and system seconds that a running process has used so far.
@@ -113,6 +144,12 @@ mod tests {
         assert!(usage.cpu > 0.05, "{usage:?}");
         assert!(usage.peak_memory > 64 << 20, "{usage:?}");
         assert!(usage.wall >= usage.cpu / 4.0, "{usage:?}");
+    }
+
+    #[test]
+    fn the_middle_of_an_even_number_lies_between() {
+        assert_eq!(median(vec![3.0, 1.0, 9.0]), 3.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 9.0]), 3.0);
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub enum Bound {
     None,
     /// The value itself, at most.
     AtMost(f64),
+    /// The value itself, at least.
+    AtLeast(f64),
     /// Value over yardstick, at most.
     RatioAtMost(f64),
     /// Value over yardstick, at least.
@@ -20,6 +22,7 @@ impl fmt::Display for Bound {
         let text = match self {
             Bound::None => String::new(),
             Bound::AtMost(most) => format!("<= {most}"),
+            Bound::AtLeast(least) => format!(">= {least}"),
             Bound::RatioAtMost(most) => format!("<= {most}x"),
             Bound::RatioAtLeast(least) => format!(">= {least}x"),
         };
@@ -53,6 +56,7 @@ impl Line<'_> {
         match self.bound {
             Bound::None => None,
             Bound::AtMost(most) => Some(self.value <= most),
+            Bound::AtLeast(least) => Some(self.value >= least),
             Bound::RatioAtMost(most) => Some(ratio() <= most),
             Bound::RatioAtLeast(least) => Some(ratio() >= least),
         }
@@ -90,7 +94,7 @@ fn row(
     bound: &dyn fmt::Display,
     verdict: &str,
 ) -> String {
-    let row = format!("{name:<36} {value:>9} {unit:<10} {yardstick:>19} {ratio:>7} {bound:>8}  {verdict}");
+    let row = format!("{name:<38} {value:>9} {unit:<10} {yardstick:>19} {ratio:>7} {bound:>8}  {verdict}");
     row.trim_end().to_owned()
 }
 
@@ -120,9 +124,14 @@ impl Report {
         self.over
     }
 
-    /// Prints the peak memory of a process in MB, with its bound.
+    /// Prints the peak memory of a process in MB, with the bound of all processes.
     pub fn memory(&mut self, name: &str, bytes: u64) {
-        let most = super::MEMORY_BOUND / 1e6;
+        self.memory_at_most(name, bytes, super::MEMORY_BOUND);
+    }
+
+    /// Prints the peak memory of a process in MB, with a bound in bytes.
+    pub fn memory_at_most(&mut self, name: &str, bytes: u64, most: f64) {
+        let most = most / 1e6;
         let value = bytes as f64 / 1e6;
         self.line(Line { name, value, unit: "MB", yardstick: None, bound: Bound::AtMost(most) });
     }
@@ -141,6 +150,8 @@ mod tests {
         for (kept, bound) in [
             (true, Bound::AtMost(2.0)),
             (false, Bound::AtMost(1.9)),
+            (true, Bound::AtLeast(2.0)),
+            (false, Bound::AtLeast(2.1)),
             (true, Bound::RatioAtMost(4.0)),
             (false, Bound::RatioAtMost(3.9)),
             (true, Bound::RatioAtLeast(4.0)),

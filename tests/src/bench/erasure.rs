@@ -1,0 +1,90 @@
+//! Making parity 10+20 through the whole pipeline, beside the coding library alone.
+//!
+//! The pipeline: blocks are read from a store, coded, parity is hashed and written into the store, and the layout is
+//! acknowledged. Alone: the library codes the same bytes, which lie in memory, in the columns in which it is fastest,
+//! and throws the parity away.
+
+use std::io::Read;
+use std::time::Instant;
+
+use btfs_storage::erasure::{self, COLUMN};
+use btfs_storage::{Class, read};
+use reed_solomon_simd::ReedSolomonEncoder;
+
+use super::process::{self, median};
+use super::report::{Bound, Line, Report};
+use super::{MIB, Source, cat};
+
+/// Data and parity shards.
+const SHARDS: (u8, u8) = (10, 20);
+/// MiB of data that are coded; parity takes twice that.
+const DATA_MIB: u64 = 512;
+/// Runs of each; the middle one counts.
+const ROUNDS: usize = 3;
+
+pub(super) fn run(report: &mut Report) {
+    let source = Source::make(DATA_MIB);
+    let (mut ours, mut alone, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        alone.push(library(&source));
+        let (seconds, spent) = pipeline(&source);
+        ours.push(seconds);
+        cpu.push(spent);
+    }
+    report.line(Line {
+        name: "parity 10+20, whole pipeline",
+        value: source.mib() / median(ours),
+        unit: "MiB/s",
+        yardstick: Some((source.mib() / median(alone), "codec alone")),
+        bound: Bound::RatioAtLeast(0.7),
+    });
+    report.line(Line {
+        name: "parity 10+20, whole pipeline, CPU",
+        value: median(cpu) / source.gib(),
+        unit: "s/GiB",
+        yardstick: None,
+        bound: Bound::None,
+    });
+}
+
+/// Wall and CPU seconds from stored blocks to stored parity.
+fn pipeline(source: &Source) -> (f64, f64) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = cat::open(dir.path());
+    let root = cat::fill(&store, source);
+    let (begun, before) = (Instant::now(), process::cpu(std::process::id()));
+    let blocks = read::walk(&store, &root).map(|block| block.expect("the DAG is whole"));
+    let plan = erasure::plan(blocks, SHARDS.0, SHARDS.1).expect("a plan");
+    let mut ingest = store.ingest(Class::Own).expect("an ingest");
+    let layout = erasure::encode(&store, &root, &plan, &mut ingest, &mut |_| {}).expect("parity");
+    ingest.finish(store.state().batch()).expect("parity is acknowledged");
+    assert!(layout.stripes().len() as u64 >= source.bytes / MIB / u64::from(SHARDS.0), "parity is missing");
+    (begun.elapsed().as_secs_f64(), process::cpu(std::process::id()) - before)
+}
+
+/// Seconds that the library takes for the same bytes.
+fn library(source: &Source) -> f64 {
+    let (k, m) = (usize::from(SHARDS.0), usize::from(SHARDS.1));
+    let mut file = std::fs::File::open(&source.path).expect("the source");
+    let mut stripe = vec![0; k * MIB as usize];
+    let mut coder = ReedSolomonEncoder::new(k, m, COLUMN).expect("a coder");
+    let (mut seconds, mut left) = (0.0, source.bytes);
+    while left > 0 {
+        // The last stripe is padded with what was there.
+        let here = (left as usize).min(stripe.len());
+        file.read_exact(&mut stripe[..here]).expect("the source is read");
+        let begun = Instant::now();
+        for column in 0..MIB as usize / COLUMN {
+            coder.reset(k, m, COLUMN).expect("the same shape");
+            for shard in stripe.chunks(MIB as usize) {
+                let at = column * COLUMN;
+                coder.add_original_shard(&shard[at..at + COLUMN]).expect("a shard");
+            }
+            std::hint::black_box(coder.encode().expect("parity").recovery_iter().count());
+        }
+        // A last stripe counts for what it has.
+        seconds += begun.elapsed().as_secs_f64() * here as f64 / stripe.len() as f64;
+        left -= here as u64;
+    }
+    seconds
+}
