@@ -1,5 +1,6 @@
 //! What a block is to the rest of the workspace: where blocks come from, where they go, and who owns them.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,10 +25,27 @@ pub trait BlockSource: Send + Sync {
     fn block_size(&self, cid: &Cid) -> Result<Option<u64>, StoreError>;
 }
 
+/// Where the bytes of a block lie in a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The file, by an absolute path.
+    pub path: &'a Path,
+    /// Where they start there, in bytes.
+    pub offset: u64,
+    /// When the file was last written to: seconds since 1970 and nanoseconds.
+    pub mtime: (i64, u32),
+}
+
 /// Somewhere blocks can be written to.
 pub trait BlockSink {
     /// Takes a block. The caller has hashed `data` and vouches that it matches `cid`.
     fn put(&mut self, cid: &Cid, data: Bytes) -> Result<(), StoreError>;
+
+    /// Takes a block that also lies in a file, where it may be left. Whoever does not know how takes a copy.
+    fn put_located(&mut self, cid: &Cid, data: Bytes, place: &Place<'_>) -> Result<(), StoreError> {
+        let _ = place;
+        self.put(cid, data)
+    }
 }
 
 impl<T: BlockSource + ?Sized> BlockSource for Arc<T> {
@@ -57,6 +75,9 @@ impl<T: BlockSource + ?Sized> BlockSource for &T {
 impl<T: BlockSink + ?Sized> BlockSink for &mut T {
     fn put(&mut self, cid: &Cid, data: Bytes) -> Result<(), StoreError> {
         (**self).put(cid, data)
+    }
+    fn put_located(&mut self, cid: &Cid, data: Bytes, place: &Place<'_>) -> Result<(), StoreError> {
+        (**self).put_located(cid, data, place)
     }
 }
 

@@ -91,6 +91,19 @@ pub enum StoreError {
         "the block database was reopened after a failure; what was under way was broken off: start it again"
     )]
     Reopened,
+    /// A block that was left in its file is not there any more.
+    #[error(
+        "block {cid} was not copied: it lies in {}, which {problem}; put the file back as it was, or add it again",
+        path.display()
+    )]
+    NotInFile {
+        /// The block.
+        cid: Cid,
+        /// The file.
+        path: PathBuf,
+        /// What is the matter with it.
+        problem: String,
+    },
     /// The ingest already failed; its first error says why.
     #[error("this write failed before and cannot go on; nothing of it was kept")]
     IngestFailed,

@@ -46,11 +46,11 @@ mod store;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use block::{BlockSink, BlockSource, Class, MAX_BLOCK};
+pub use block::{BlockSink, BlockSource, Class, MAX_BLOCK, Place};
 pub use error::{StoreError, size};
 #[doc(hidden)]
 pub use store::decoders;
 pub use store::{
-    BackupReport, ClassStat, GcOptions, GcPhase, GcProgress, GcReport, Incomplete, Ingest, Ingested, Pin,
+    BackupReport, ClassStat, GcOptions, GcPhase, GcProgress, GcReport, InPlace, Incomplete, Ingest, Ingested, LocatedBlock, Pin,
     PinId, PinKind, Quota, Removal, RepoStat, ScrubPage, Store, StoreOptions, StoredBlock, Verified,
 };

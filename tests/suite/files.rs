@@ -193,6 +193,57 @@ fn archives_unpack_to_what_was_added() {
     assert!(node.fails(&["get", &added, "-a", "-o", text(&archive)]).contains("already exists"));
 }
 
+/// Blocks stay in the files; what reads them says so when a file is not what it was.
+#[test]
+fn files_that_are_not_copied() {
+    let node = Node::init(None);
+    let root = node.file("library");
+    fs::create_dir(&root).expect("a directory");
+    random_file(&root.join("film"), (8 << 20) + 5, 41);
+    fs::write(root.join("note"), "short").expect("a file");
+    let copied = cid(&node, &["-n", text(&root)]);
+    let before = node.json(&["repo", "stat"])["live_bytes"].as_u64().expect("bytes");
+    let added = cid(&node, &["--nocopy", text(&root)]);
+    assert_eq!(added, copied, "the CIDs are those of copies");
+    let after = node.json(&["repo", "stat"])["live_bytes"].as_u64().expect("bytes");
+    assert!(after - before < 10_000, "{before} {after}");
+    let listed = node.json(&["filestore", "ls"]);
+    assert_eq!((&listed["count"], &listed["bytes"]), (&10.into(), &((8 << 20) + 10).into()));
+    let film = fs::read(root.join("film")).expect("the film");
+    let path = format!("/ipfs/{added}/film");
+    node.json(&["repo", "gc"]);
+    assert!(node.run(&["cat", &path]).stdout == film);
+    let got = node.file("got");
+    node.json(&["get", &added, "-o", text(&got)]);
+    assert_eq!(sha256(&got.join("film")), sha256(&root.join("film")));
+    assert_eq!(node.json(&["filestore", "verify"])["count"], 0);
+
+    // Another tail: the first megabytes are still served, the rest is refused by name.
+    let mut changed = film.clone();
+    changed[5 << 20] ^= 1;
+    fs::write(root.join("film"), &changed).expect("the film changes");
+    assert!(node.run(&["cat", &path, "--length", "4194304"]).stdout == film[..4 << 20]);
+    let told = node.fails(&["cat", &path]);
+    assert!(told.contains("library/film") && told.contains("was written to"), "{told}");
+    let told = node.fails(&["filestore", "verify"]);
+    assert!(told.contains("1 of 10"), "{told}");
+    fs::remove_file(root.join("film")).expect("the film goes");
+    let told = node.fails(&["get", &path, "-o", text(&node.file("got2"))]);
+    assert!(told.contains("library/film") && told.contains("cannot be read"), "{told}");
+    fs::write(root.join("film"), &film).expect("the film is back");
+    assert!(node.run(&["cat", &path]).stdout == film);
+
+    node.json(&["pin", "rm", &added]);
+    node.json(&["repo", "gc"]);
+    assert_eq!(node.json(&["filestore", "ls"])["count"], 0, "what no pin keeps is forgotten");
+    node.fails(&["cat", &path]);
+    assert_eq!(fs::read(root.join("note")).expect("the note"), b"short", "files are never touched");
+    for refused in [&["--raw-leaves=false"][..], &["--preserve-mtime"], &["--only-hash"]] {
+        let arguments = [&["add", "--nocopy"], refused, &[text(&root)]].concat();
+        assert!(!node.run(&arguments).status.success(), "{refused:?}");
+    }
+}
+
 /// A directory of more entries than fit one block, changed entry by entry, is what an import of the result is.
 #[test]
 fn entries_of_directories_come_and_go() {

@@ -10,7 +10,7 @@ use btfs_bittorrent::create::{self, TorrentFile};
 use btfs_storage::import::{
     self, Chunker, DirBuilder, IgnoreRules, ImportOptions, Imported, Layout, Overrides, Profile,
 };
-use btfs_storage::{BlockSink, Bytes, Cid, Class, Ingest, Pin, PinKind, Store, StoreError};
+use btfs_storage::{BlockSink, Bytes, Cid, Class, InPlace, Ingest, Pin, PinKind, Place, Store, StoreError};
 use futures::{Stream, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +86,8 @@ pub struct AddRequest {
     pub preserve_mtime: bool,
     /// Make a torrent in the same pass.
     pub torrent: bool,
+    /// Leave file contents where they are instead of copying them: the files must stay, and stay the same.
+    pub nocopy: bool,
     /// The rest.
     #[serde(flatten)]
     pub options: AddOptions,
@@ -161,7 +163,10 @@ impl AddOptions {
                 "hash" if value != "sha2-256" => {
                     return Err(ApiError::bad(format!("content is hashed by sha2-256 here, not by {value}")));
                 }
-                "nocopy" | "to_files" if !matches!(&*value, "" | "false") => {
+                "nocopy" if !matches!(&*value, "" | "false") => {
+                    return Err(ApiError::bad("a stream lies in no file: `btfs add --nocopy` takes paths"));
+                }
+                "to_files" if !matches!(&*value, "" | "false") => {
                     return Err(ApiError::bad(format!("there is no option {name} here; nothing was added")));
                 }
                 _ => {}
@@ -239,6 +244,7 @@ impl AddRequest {
             ignore: rules.transpose().map_err(ApiError::bad)?,
             preserve_mode: self.preserve_mode,
             preserve_mtime: self.preserve_mtime,
+            in_place: self.nocopy,
             ..self.options.given()?
         })
     }
@@ -251,6 +257,9 @@ impl AddRequest {
         }
         if self.torrent && self.options.wrap_with_directory {
             return Err(ApiError::bad("a torrent has its own directory; leave wrap-with-directory out"));
+        }
+        if self.nocopy && self.options.only_hash {
+            return Err(ApiError::bad("only_hash stores nothing, copied or not; leave nocopy out"));
         }
         if !self.with.is_empty() && !self.options.wrap_with_directory {
             return Err(ApiError::bad("several paths go into one directory only with wrap_with_directory"));
@@ -276,6 +285,11 @@ pub async fn add(node: Arc<Node>, request: AddRequest, progress: Progress) -> An
     request.check()?;
     let options = request.import_options()?;
     let profile = request.options.profile(options.records_metadata())?;
+    if request.nocopy && !profile.raw_leaves() {
+        return Err(ApiError::bad(
+            "only raw leaves can stay in their files: nocopy goes with raw_leaves, and not with modes or times",
+        ));
+    }
     let name = match request.options.wrap_with_directory {
         true => String::new(),
         false => request.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -312,7 +326,10 @@ fn import_paths(
         true => Some(create::Hasher::for_path(&request.path, profile, options, name)?),
         false => None,
     };
-    let mut target = Target::of(store, request.options.only_hash)?;
+    let mut target = match request.nocopy {
+        true => Target::InPlace(store.in_place(store.ingest(Class::Own)?)),
+        false => Target::of(store, request.options.only_hash)?,
+    };
     let done = if request.options.wrap_with_directory {
         let paths: Vec<PathBuf> = [&request.path].into_iter().chain(&request.with).cloned().collect();
         import::import_wrapped(&paths, profile, options, &mut target, &mut progress)?
@@ -351,6 +368,8 @@ pub(crate) fn added(done: Imported, name: String, torrent: Option<&TorrentFile>)
 enum Target {
     /// Into the store.
     Store(Ingest),
+    /// Into the store, but for what files hold.
+    InPlace(InPlace),
     /// Nowhere: for `--only-hash`.
     Nowhere,
 }
@@ -362,20 +381,28 @@ impl Target {
 
     /// Makes it durable, with its pin.
     fn finish(
-        self,
+        mut self,
         store: &Store,
         pin: Option<Pin>,
         torrent: Option<&TorrentFile>,
     ) -> Result<(), StoreError> {
-        let Target::Store(mut ingest) = self else { return Ok(()) };
         let mut batch = store.state().batch();
+        let ingest = match &mut self {
+            Target::Store(ingest) => ingest,
+            Target::InPlace(places) => places.ingest(),
+            Target::Nowhere => return Ok(()),
+        };
         if let Some(torrent) = torrent {
-            torrent.record(store, &mut ingest, &mut batch)?;
+            torrent.record(store, ingest, &mut batch)?;
         }
         if let Some(pin) = pin {
             store.pin(&mut batch, &pin)?;
         }
-        ingest.finish(batch)?;
+        match self {
+            Target::Store(ingest) => drop(ingest.finish(batch)?),
+            Target::InPlace(places) => drop(places.finish(batch)?),
+            Target::Nowhere => {}
+        }
         Ok(())
     }
 }
@@ -384,7 +411,15 @@ impl BlockSink for Target {
     fn put(&mut self, cid: &Cid, data: Bytes) -> Result<(), StoreError> {
         match self {
             Target::Store(ingest) => ingest.put(cid, data),
+            Target::InPlace(places) => places.put(cid, data),
             Target::Nowhere => Ok(()),
+        }
+    }
+
+    fn put_located(&mut self, cid: &Cid, data: Bytes, place: &Place<'_>) -> Result<(), StoreError> {
+        match self {
+            Target::InPlace(places) => places.put_located(cid, data, place),
+            _ => self.put(cid, data),
         }
     }
 }

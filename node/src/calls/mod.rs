@@ -16,6 +16,7 @@ pub mod car;
 pub mod channel;
 pub mod dag;
 pub mod files;
+pub mod filestore;
 pub mod ledger;
 pub mod market;
 pub mod network;
@@ -34,6 +35,7 @@ pub fn routes() -> Router<Arc<Node>> {
     let router = setup::routes(router);
     let router = add::routes(router);
     let router = files::routes(router);
+    let router = filestore::routes(router);
     let router = car::routes(router);
     let router = block::routes(router);
     let router = dag::routes(router);

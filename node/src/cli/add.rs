@@ -39,6 +39,9 @@ pub struct Add {
     /// Make and seed a torrent, hashed in the same pass.
     #[arg(long)]
     torrent: bool,
+    /// Leave file contents where they are instead of copying them: the files must stay, and stay the same.
+    #[arg(long, conflicts_with = "only_hash")]
+    nocopy: bool,
     /// Only print the CID; store nothing.
     #[arg(long, short = 'n', conflicts_with = "torrent")]
     only_hash: bool,
@@ -190,6 +193,7 @@ impl Add {
             preserve_mode: self.recorded.preserve_mode,
             preserve_mtime: self.recorded.preserve_mtime,
             torrent: self.torrent,
+            nocopy: self.nocopy,
             options: self.options(),
         })
     }
@@ -219,6 +223,9 @@ impl Add {
     }
 
     async fn stdin(&self, client: &Client) -> anyhow::Result<Added> {
+        if self.nocopy {
+            bail!("standard input lies in no file; --nocopy takes paths");
+        }
         if self.torrent {
             bail!("standard input has no name, which a torrent needs: write it to a file first");
         }

@@ -18,6 +18,7 @@ pub mod client;
 mod daemon;
 mod dag;
 mod files;
+mod filestore;
 mod market;
 mod money;
 mod network;
@@ -90,6 +91,9 @@ enum Command {
     /// Directories, changed entry by entry.
     #[command(subcommand)]
     Object(object::Object),
+    /// Blocks that `add --nocopy` left in their files.
+    #[command(subcommand)]
+    Filestore(filestore::Filestore),
     /// The local store.
     #[command(subcommand)]
     Repo(repo::RepoCommand),
@@ -214,6 +218,7 @@ async fn run(context: &Context, command: Command) -> anyhow::Result<()> {
         Command::Refs(command) => command.run(context).await,
         Command::Dag(command) => command.run(context).await,
         Command::Object(command) => command.run(context).await,
+        Command::Filestore(command) => command.run(context).await,
         Command::Repo(command) => command.run(context).await,
         Command::Store(command) => command.run(context).await,
         Command::Host(command) => command.run(context).await,

@@ -1,12 +1,14 @@
 //! A file's interior nodes, made as its leaves go by.
 
+use std::path::{Path, PathBuf};
+
 use bytes::Bytes;
 use cid::Cid;
 
 use super::{ImportError, Imported, Layout, Leaf, Profile};
-use crate::BlockSink;
 use crate::dagpb::PbLink;
 use crate::unixfs::{Data, Metadata};
+use crate::{BlockSink, Place};
 
 /// Subtrees of each depth in a trickle layout, before deeper ones follow. Source: Kubo.
 const TRICKLE_REPEAT: usize = 4;
@@ -258,11 +260,18 @@ pub(super) struct WholeFile {
     /// The first leaf, until another says that it is not the root: with modes and times the root's block is another.
     first: Option<(Leaf, Bytes)>,
     leaves: u64,
+    /// The file and when it was last written to, if its leaves are to stay there.
+    home: Option<(PathBuf, (i64, u32))>,
 }
 
 impl WholeFile {
     pub(super) fn new(profile: &Profile, metadata: Metadata) -> WholeFile {
-        WholeFile { builder: FileBuilder::new(profile), metadata, first: None, leaves: 0 }
+        WholeFile { builder: FileBuilder::new(profile), metadata, first: None, leaves: 0, home: None }
+    }
+
+    /// The same file, whose leaves stay where they are.
+    pub(super) fn in_place(self, path: &Path, mtime: (i64, u32)) -> WholeFile {
+        WholeFile { home: Some((path.to_owned(), mtime)), ..self }
     }
 
     /// Takes the next leaf with its block.
@@ -289,7 +298,12 @@ impl WholeFile {
         if leaf.content.is_empty() && self.builder.nodes.profile.layout() == Layout::Trickle {
             return Ok(());
         }
-        sink.put(&leaf.cid, block)?;
+        match &self.home {
+            Some((path, mtime)) if self.builder.nodes.profile.raw_leaves() => {
+                sink.put_located(&leaf.cid, block, &Place { path, offset: leaf.offset, mtime: *mtime })?;
+            }
+            _ => sink.put(&leaf.cid, block)?,
+        }
         self.builder.push(leaf.cid, leaf.content.len() as u64, leaf.block_len, sink)
     }
 

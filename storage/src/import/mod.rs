@@ -26,6 +26,8 @@ mod options;
 mod pipeline;
 mod profile;
 #[cfg(test)]
+mod store_tests;
+#[cfg(test)]
 mod tests;
 mod tree;
 
@@ -45,7 +47,7 @@ pub use tree::{Survey, survey};
 
 use crate::unixfs::Metadata;
 use crate::unixfs::hamt::Collision;
-use crate::{BlockSink, StoreError};
+use crate::{BlockSink, Place, StoreError};
 use builder::WholeFile;
 use pipeline::Pipeline;
 
@@ -281,5 +283,10 @@ impl BlockSink for Counting<'_> {
     fn put(&mut self, cid: &Cid, data: Bytes) -> Result<(), StoreError> {
         self.blocks += 1;
         self.sink.put(cid, data)
+    }
+
+    fn put_located(&mut self, cid: &Cid, data: Bytes, place: &Place<'_>) -> Result<(), StoreError> {
+        self.blocks += 1;
+        self.sink.put_located(cid, data, place)
     }
 }

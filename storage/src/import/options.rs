@@ -22,6 +22,8 @@ pub struct ImportOptions {
     pub skip_empty_directories: bool,
     /// Entries to leave out. The path given is taken in any case.
     pub ignore: Option<IgnoreRules>,
+    /// Leave raw leaves in their files: the sink is told where they lie ([`BlockSink::put_located`](crate::BlockSink)).
+    pub in_place: bool,
     /// Record the permissions of files and directories.
     pub preserve_mode: bool,
     /// Record the times of last modification.

@@ -183,6 +183,10 @@ impl Importer<'_, '_, '_, '_> {
         let size = before.len();
         self.observer.file_start(names, Some(size));
         let mut whole = WholeFile::new(self.profile, self.options.metadata(&before));
+        if self.options.in_place {
+            let nanoseconds = u32::try_from(before.mtime_nsec()).unwrap_or(0);
+            whole = whole.in_place(path, (before.mtime(), nanoseconds));
+        }
         let blocks = self.sink.blocks;
         let (sink, observer, progress) = (&mut *self.sink, &mut *self.observer, &mut *self.progress);
         let done = self.done;

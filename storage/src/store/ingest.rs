@@ -99,7 +99,10 @@ impl Ingest {
             return Ok(true);
         }
         let db = self.open()?;
-        let Some(meta) = self.shared.touch(&db, &key)? else { return Ok(false) };
+        let Some(meta) = self.shared.touch(&db, &key)? else {
+            // What is kept for others must not hang on a file of the user's.
+            return Ok(self.class != Class::Hosted && self.shared.rely_on_place(&key)?);
+        };
         self.needs_flush |= self.shared.has_unflushed();
         self.totals.blocks += 1;
         self.totals.bytes += u64::from(meta.size);

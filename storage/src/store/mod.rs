@@ -11,6 +11,7 @@
 //! | `ingest` | a series of puts that is acknowledged as a whole |
 //! | `barrier` | group commit |
 //! | `lease` | generations, and what a collection must leave alone |
+//! | `located` | blocks that are left in files of the user's own |
 //! | `pins` | what is kept, and by whom |
 //! | `quota` | who may use how much |
 //! | `gc` | collection: mark, sweep, reclaim |
@@ -36,6 +37,7 @@ mod graph;
 mod identity;
 mod ingest;
 mod lease;
+mod located;
 mod pinned;
 mod pins;
 mod pool;
@@ -70,6 +72,7 @@ pub use backup::BackupReport;
 use gc::Marks;
 pub use gc::{GcOptions, GcPhase, GcProgress, GcReport, Removal};
 pub use ingest::{Ingest, Ingested};
+pub use located::{InPlace, LocatedBlock};
 pub(crate) use pins::is_pinned_root;
 pub use pins::{Pin, PinId, PinKind};
 pub use quota::Quota;
@@ -118,6 +121,8 @@ struct Shared {
     flushed: AtomicU64,
     flush_barrier: Barrier,
     sync_barrier: Barrier,
+    /// How often blocks that lie in files were relied upon.
+    place_uses: located::Uses,
     /// What the block database last failed with, until it is writable again.
     fault: Mutex<Option<String>>,
     /// What reading a damaged table last said.
@@ -150,6 +155,7 @@ impl Store {
         let mut tables = options.tables;
         tables.extend([GENERATION.name(), PROMISES.name(), gc::UNFINISHED.name(), identity::IDENTITY.name()]);
         tables.extend(pins::TABLES);
+        tables.extend(located::TABLES);
         tables.extend(alias::TABLES);
         let state = StateDb::open(&options.path.join("state"), &tables)?;
         let blocks_path = options.path.join("blocks");
@@ -181,6 +187,7 @@ impl Store {
             flushed: AtomicU64::new(0),
             flush_barrier: Barrier::default(),
             sync_barrier: Barrier::default(),
+            place_uses: located::Uses::default(),
             fault: Mutex::new(None),
             damaged_table: Mutex::new(None),
             collecting: Mutex::new(()),
@@ -295,7 +302,10 @@ impl BlockSource for Store {
             return Ok(Some(Bytes::copy_from_slice(data)));
         }
         let (db, _) = self.shared.db()?;
-        self.shared.read(&db, cid)
+        match self.shared.read(&db, cid)? {
+            Some(block) => Ok(Some(block)),
+            None => located::read(&self.shared.state, cid),
+        }
     }
 
     fn has(&self, cid: &Cid) -> Result<bool, StoreError> {
@@ -308,7 +318,10 @@ impl BlockSource for Store {
         }
         let (db, _) = self.shared.db()?;
         let meta = db.meta(&key(cid))?.filter(|meta| !meta.quarantined);
-        Ok(meta.map(|meta| u64::from(meta.size)))
+        match meta {
+            Some(meta) => Ok(Some(u64::from(meta.size))),
+            None => located::size(&self.shared.state, cid),
+        }
     }
 }
 

@@ -168,6 +168,9 @@ pub(super) struct Collection {
     incarnation: u64,
     /// Unmarked blocks with a stamp below this go.
     oldest: u64,
+    /// Its own generation, and how often blocks in files had been relied upon when it began.
+    generation: u64,
+    place_uses: u64,
     marks: Marks,
     stage: Stage,
     /// Bytes of the files when it began.
@@ -191,6 +194,7 @@ impl Collection {
             report.expired_pins = store.expire_pins(now)?;
         }
         let (db, incarnation) = shared.db()?;
+        let place_uses = shared.place_uses.count();
         let generation = shared.leases.generation() + 1;
         let mut batch = store.state().batch();
         batch.put(&GENERATION, &(), &generation)?;
@@ -208,6 +212,8 @@ impl Collection {
             options,
             incarnation,
             oldest,
+            generation,
+            place_uses,
             marks: Marks::new(shared.marks_path.clone()),
             stage: Stage::Mark(Marking::new(options.dry_run.then_some(now))),
             disk_before: store.disk_bytes()?,
@@ -254,6 +260,9 @@ impl Collection {
             Stage::Mark(_) => Stage::Sweep(Sweeping::new(self.options.dry_run)),
             Stage::Sweep(_) if self.options.dry_run => Stage::Done,
             Stage::Sweep(_) => {
+                if self.oldest == self.generation {
+                    shared.sweep_places(&self.marks, self.generation, self.place_uses)?;
+                }
                 self.marks.clear()?;
                 alias::drop_unpinned(self.store.state())?;
                 Stage::Reclaim(Reclaiming::new(shared, &self.report, self.options.thorough)?)
