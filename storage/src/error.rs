@@ -93,7 +93,8 @@ pub enum StoreError {
     Reopened,
     /// A block that was left in its file is not there any more.
     #[error(
-        "block {cid} was not copied: it lies in {}, which {problem}; put the file back as it was, or add it again",
+        "block {cid} was not copied: it lies in {}, which {problem}; put the file back as it was, add it again, \
+         or let `btfs filestore verify --remove-bad-blocks` forget it and fetch it",
         path.display()
     )]
     NotInFile {

@@ -12,7 +12,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use btfs_storage::Cid;
-use btfs_storage::read::Kind;
+use btfs_storage::read::{Kind, ReadError};
 use serde::Deserialize;
 
 use super::call::ApiError;
@@ -110,6 +110,12 @@ fn failed(error: RetrieveError) -> ApiError {
     let status = match &error {
         RetrieveError::NotFound { .. } => StatusCode::GATEWAY_TIMEOUT,
         RetrieveError::NoSuchPath { .. } | RetrieveError::Offline(_) => StatusCode::NOT_FOUND,
+        // These name files and paths of this machine, which whoever is on the web need not know.
+        RetrieveError::Store(_) | RetrieveError::Read(ReadError::Store(_)) => {
+            tracing::warn!(%error, "the gateway could not read its store");
+            let message = "the content cannot be read on this node; its log says why".into();
+            return ApiError { status: StatusCode::INTERNAL_SERVER_ERROR, message };
+        }
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
     ApiError { status, message: error.to_string() }

@@ -165,3 +165,121 @@ fn what_others_rent_does_not_hang_on_a_file() {
     assert!(store.ingest(Class::Own).unwrap().keep(&cid).unwrap());
     assert!(!store.ingest(Class::Hosted).unwrap().keep(&cid).unwrap());
 }
+
+#[test]
+fn nothing_but_the_file_s_bytes_is_ever_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let path = dir.path().join("file");
+    let content = noise(&path, 5, 3000);
+    let cid = leave_in_place(&store, &path);
+    let problem = || match store.get(&cid) {
+        Err(StoreError::NotInFile { cid: named, path: file, problem }) => {
+            assert_eq!((named, file.as_path()), (cid, path.as_path()));
+            problem
+        }
+        other => panic!("{other:?}"),
+    };
+    fs::write(&path, &content[..2999]).unwrap();
+    assert!(problem().contains("shorter"));
+    fs::remove_file(&path).unwrap();
+    assert!(problem().contains("cannot be read"));
+    // Opening it as a reader would wait for ever for a writer.
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &path,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    assert!(problem().contains("no file"));
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert!(problem().contains("no file"));
+    fs::remove_dir(&path).unwrap();
+    // Longer, with the block where it was: what was added is still there.
+    fs::write(&path, [&content[..], b"more"].concat()).unwrap();
+    assert_eq!(store.get(&cid).unwrap().as_deref(), Some(&content[..]));
+    assert!(store.scrub(None, 100).unwrap().damaged.is_empty());
+}
+
+#[test]
+fn places_made_or_relied_upon_survive_a_collection_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let paths = [1u64, 2, 3].map(|n| dir.path().join(n.to_string()));
+    let cids = [1u64, 2, 3].map(|n| {
+        noise(&paths[n as usize - 1], 10 + n, 1000);
+        let cid = leave_in_place(&store, &paths[n as usize - 1]);
+        unpin(&store, cid);
+        cid
+    });
+    let count = || store.located(None, 100).unwrap().len();
+    let during = |act: &(dyn Fn() + Sync)| {
+        let mut acted = false;
+        store.gc_with(crate::GcOptions::default(), &mut |_| {
+            if !std::mem::replace(&mut acted, true) {
+                act();
+            }
+        })
+    };
+    assert_eq!(
+        store
+            .gc_with(crate::GcOptions { dry_run: true, ..Default::default() }, &mut |_| {})
+            .unwrap()
+            .forgotten_places,
+        3
+    );
+    assert_eq!(count(), 3);
+    let report = during(&|| assert_eq!(leave_in_place(&store, &paths[0]), cids[0])).unwrap();
+    assert_eq!((report.forgotten_places, count()), (0, 3));
+    unpin(&store, cids[0]);
+    let report = during(&|| {
+        let mut batch = store.state().batch();
+        store.pin(&mut batch, &pin(cids[1])).unwrap();
+        store.state().commit(batch).unwrap();
+    });
+    assert_eq!((report.unwrap().forgotten_places, count()), (0, 3));
+    assert_eq!((store.gc().unwrap().forgotten_places, count()), (2, 1));
+    assert!(store.has(&cids[1]).unwrap() && !store.has(&cids[2]).unwrap());
+}
+
+#[test]
+fn single_blocks_in_files_are_forgotten_on_demand() {
+    use crate::Removal::{Absent, Pinned, Removed};
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let path = dir.path().join("file");
+    noise(&path, 6, 1000);
+    let cid = leave_in_place(&store, &path);
+    assert_eq!(store.remove_unpinned(&[cid]).unwrap(), [Pinned]);
+    unpin(&store, cid);
+    assert_eq!(store.remove_unpinned(&[cid]).unwrap(), [Removed]);
+    assert_eq!(store.remove_unpinned(&[cid]).unwrap(), [Absent]);
+    leave_in_place(&store, &path);
+    assert!(store.remove(&cid).unwrap() && !store.has(&cid).unwrap());
+    assert!(path.exists());
+}
+
+/// The bytes of a leaf may be a node too, under another CID.
+#[test]
+fn a_file_that_is_a_node_can_be_pinned_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (child, path) = (dir.path().join("child"), dir.path().join("node"));
+    noise(&child, 7, 500);
+    let leaf = leave_in_place(&store, &child);
+    let link = crate::dagpb::PbLink { cid: leaf, name: Some("child".into()), tsize: Some(500) };
+    let data = crate::unixfs::Data::directory();
+    let (node, block) = Profile::V1_2025.node(vec![link], &data);
+    fs::write(&path, &block).unwrap();
+    let raw = leave_in_place(&store, &path);
+    assert_eq!(raw.hash(), node.hash());
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin(node)).unwrap();
+    store.state().commit(batch).unwrap();
+    assert_eq!(store.gc().unwrap().forgotten_places, 0);
+    fs::remove_file(&path).unwrap();
+    assert!(matches!(store.gc(), Err(StoreError::PinDamaged { .. })));
+}

@@ -5,27 +5,32 @@
 //! may have several places; the first that still holds it serves. They count as nobody's space.
 //!
 //! A collection forgets places that no pin reaches. Unlike a block's, their stamps are not renewed when they are used
-//! again: a collection leaves all of them alone if anybody held a lease when it began, or relied on any since.
+//! again: a collection leaves all of them alone if anybody held a lease when it began, or made or relied on any since.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use cid::Cid;
 use multihash::Multihash;
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::gc::Marks;
 use super::{Ingest, Ingested, Shared, Store, key};
-use crate::db::{Batch, DbError, StateDb, Table, head};
+use crate::db::{Batch, DbError, StateDb, Table, TableKey, head};
 use crate::{BlockSink, MAX_BLOCK, Place, StoreError, hash};
 
-/// Places of a block: by its multihash and the file's path.
-const PLACES: Table<(Vec<u8>, Vec<u8>), Row> = Table::new("storage.places");
+/// What a place is kept under: the block's multihash and the file's path.
+type PlaceKey = (Vec<u8>, Vec<u8>);
+
+/// Every place.
+const PLACES: Table<PlaceKey, Row> = Table::new("storage.places");
 
 /// The tables of this module.
 pub(super) const TABLES: [&str; 1] = [PLACES.name()];
@@ -44,14 +49,26 @@ struct Row {
     generation: u64,
 }
 
-/// How often places were relied upon, so that a collection notices.
-#[derive(Debug, Default)]
-pub(super) struct Uses(Mutex<u64>);
+/// What is known of the places without reading them.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// Whether there may be any: where nothing was ever left in its file, a block that is not here costs no look at
+    /// the table.
+    any: AtomicBool,
+    /// How often places were made or relied upon, so that a collection notices. Held while any go.
+    uses: Mutex<u64>,
+}
 
-impl Uses {
+impl Places {
+    /// What the table says.
+    pub fn new(state: &StateDb) -> Result<Places, StoreError> {
+        let any = state.scan(&PLACES, &[]).next().transpose()?.is_some();
+        Ok(Places { any: AtomicBool::new(any), uses: Mutex::new(0) })
+    }
+
     /// How often so far.
-    pub fn count(&self) -> u64 {
-        *self.0.lock()
+    pub fn uses(&self) -> u64 {
+        *self.uses.lock()
     }
 }
 
@@ -68,23 +85,8 @@ pub struct LocatedBlock {
     pub len: u32,
 }
 
-/// The block of `cid` from the first file that still holds it; `None` if it has no place.
-pub(super) fn read(state: &StateDb, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
-    let mut problem = None;
-    for record in state.scan(&PLACES, &head(&key(cid))) {
-        let ((_, path), row) = record?;
-        match row.read(cid, &path_of(path)) {
-            Ok(block) => return Ok(Some(block)),
-            Err(error) => problem = Some(error),
-        }
-    }
-    problem.map_or(Ok(None), Err)
-}
-
-/// The length of the block of `cid` if it has a place. The file is not looked at.
-pub(super) fn size(state: &StateDb, cid: &Cid) -> Result<Option<u64>, StoreError> {
-    let first = state.scan(&PLACES, &head(&key(cid))).next().transpose()?;
-    Ok(first.map(|(_, row)| u64::from(row.len)))
+fn place_key(block: &LocatedBlock) -> PlaceKey {
+    (key(&block.cid), block.path.as_os_str().as_bytes().to_vec())
 }
 
 fn path_of(bytes: Vec<u8>) -> PathBuf {
@@ -99,11 +101,17 @@ impl Row {
             return Err(gone("is recorded with a part larger than a block".into()));
         }
         let mut block = vec![0; self.len as usize];
-        let read = File::open(path).and_then(|file| {
-            file.read_exact_at(&mut block, self.offset)?;
-            file.metadata()
+        // Not waiting for the other end of a pipe that took its place.
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        let read = OpenOptions::new().read(true).custom_flags(flags).open(path).and_then(|file| {
+            let metadata = file.metadata()?;
+            if metadata.is_file() {
+                file.read_exact_at(&mut block, self.offset)?;
+            }
+            Ok(metadata)
         });
         let metadata = match read {
+            Ok(metadata) if !metadata.is_file() => return Err(gone("is no file any more".into())),
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(gone("is shorter than when it was added".into()));
@@ -120,40 +128,56 @@ impl Row {
 }
 
 impl Shared {
+    /// The places of a block, by path.
+    fn places_of(&self, key: &[u8]) -> impl Iterator<Item = Result<(PlaceKey, Row), DbError>> + use<'_> {
+        let some = self.places.any.load(Ordering::SeqCst);
+        some.then(|| self.state.scan(&PLACES, &head(&key.to_vec()))).into_iter().flatten()
+    }
+
+    /// The block of `cid` from the first file that still holds it; `None` if it has no place.
+    pub(super) fn read_in_place(&self, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
+        let mut problem = None;
+        for record in self.places_of(&key(cid)) {
+            let ((_, path), row) = record?;
+            match row.read(cid, &path_of(path)) {
+                Ok(block) => return Ok(Some(block)),
+                Err(error) => problem = Some(error),
+            }
+        }
+        problem.map_or(Ok(None), Err)
+    }
+
+    /// The length of the block of `cid` if it has a place. The file is not looked at.
+    pub(super) fn size_in_place(&self, cid: &Cid) -> Result<Option<u64>, StoreError> {
+        let first = self.places_of(&key(cid)).next().transpose()?;
+        Ok(first.map(|(_, row)| u64::from(row.len)))
+    }
+
     /// Relies on a place of the block, if it has one: whether it does.
     pub(super) fn rely_on_place(&self, key: &[u8]) -> Result<bool, StoreError> {
-        let mut uses = self.place_uses.0.lock();
-        let found = self.state.scan(&PLACES, &head(&key.to_vec())).next().transpose()?.is_some();
+        let mut uses = self.places.uses.lock();
+        let found = self.places_of(key).next().transpose()?.is_some();
         *uses += u64::from(found);
         Ok(found)
     }
 
-    /// Forgets the places that are not marked and were made before `generation`, unless one was relied upon since
-    /// `uses` were counted.
-    pub(super) fn sweep_places(&self, marks: &Marks, generation: u64, uses: u64) -> Result<(), StoreError> {
-        let mut batch = self.state.batch();
-        let mut rows = 0;
-        for record in self.state.scan(&PLACES, &[]) {
-            let (place, row) = record?;
-            if row.generation < generation && !marks.contains(&place.0)? {
-                batch.delete(&PLACES, &place)?;
-                rows += 1;
-            }
-            if rows == BATCH {
-                let full = std::mem::replace(&mut batch, self.state.batch());
-                rows = 0;
-                if !self.forget_places(full, uses)? {
-                    return Ok(());
-                }
-            }
+    /// Commits new places.
+    fn make_places(&self, batch: Batch) -> Result<(), StoreError> {
+        if batch.is_empty() {
+            return Ok(());
         }
-        self.forget_places(batch, uses).map(drop)
+        // A collection that read an older row of the same place must not delete this one.
+        let mut uses = self.places.uses.lock();
+        *uses += 1;
+        self.places.any.store(true, Ordering::SeqCst);
+        Ok(self.state.commit(batch)?)
     }
 
-    /// Commits a batch of deletions, or drops it and answers `false` when a place was relied upon meanwhile.
-    fn forget_places(&self, batch: Batch, uses: u64) -> Result<bool, StoreError> {
-        let counted = self.place_uses.0.lock();
-        if *counted != uses {
+    /// Commits a batch of deletions, or drops it and answers `false` when a place was made or relied upon since `uses`
+    /// were counted; `None` commits in any case.
+    fn forget_places(&self, batch: Batch, uses: Option<u64>) -> Result<bool, StoreError> {
+        let counted = self.places.uses.lock();
+        if uses.is_some_and(|uses| *counted != uses) {
             return Ok(false);
         }
         if !batch.is_empty() {
@@ -161,6 +185,64 @@ impl Shared {
         }
         Ok(true)
     }
+
+    /// Forgets all places of a block, unless any place was made or relied upon since `uses` were counted. `None` if it
+    /// has none.
+    pub(super) fn forget_places_of(&self, key: &[u8], uses: Option<u64>) -> Result<Option<bool>, StoreError> {
+        let mut batch = self.state.batch();
+        for record in self.places_of(key) {
+            batch.delete(&PLACES, &record?.0)?;
+        }
+        if batch.is_empty() { Ok(None) } else { self.forget_places(batch, uses).map(Some) }
+    }
+}
+
+/// The part of a collection that forgets places.
+pub(super) struct Forgetting {
+    dry_run: bool,
+    /// Places of this generation and later ones stay.
+    generation: u64,
+    /// How often places had been relied upon when the collection began.
+    uses: u64,
+    /// Where the next step begins, as an encoded key.
+    next: Vec<u8>,
+    /// Places that went; in a dry run, that would.
+    pub forgotten: u64,
+}
+
+impl Forgetting {
+    pub fn new(dry_run: bool, generation: u64, uses: u64) -> Forgetting {
+        Forgetting { dry_run, generation, uses, next: Vec::new(), forgotten: 0 }
+    }
+
+    /// Looks at some places; `false` when it is through.
+    pub fn step(&mut self, shared: &Shared, marks: &Marks) -> Result<bool, StoreError> {
+        let mut batch = shared.state.batch();
+        let (mut rows, mut last) = (0, None);
+        for record in shared.state.scan_from(&PLACES, &self.next).take(BATCH) {
+            let (place, row) = record?;
+            if row.generation < self.generation && !marks.contains(&place.0)? {
+                batch.delete(&PLACES, &place)?;
+                rows += 1;
+            }
+            last = Some(place);
+        }
+        if !self.dry_run && !shared.forget_places(batch, Some(self.uses))? {
+            return Ok(false);
+        }
+        self.forgotten += rows;
+        if let Some(last) = &last {
+            self.next = behind(last);
+        }
+        Ok(last.is_some())
+    }
+}
+
+/// The first encoded key that can follow a place's.
+fn behind(place: &PlaceKey) -> Vec<u8> {
+    let mut start = place.encode();
+    start.push(0);
+    start
 }
 
 /// An ingest that records where leaves lie instead of copying them. Leaves that the store has already are kept there
@@ -187,7 +269,7 @@ impl InPlace {
     fn write_out(&mut self) -> Result<(), StoreError> {
         let batch = std::mem::replace(&mut self.batch, self.store.state().batch());
         self.rows = 0;
-        if batch.is_empty() { Ok(()) } else { Ok(self.store.state().commit(batch)?) }
+        self.store.shared.make_places(batch)
     }
 }
 
@@ -228,32 +310,21 @@ impl Store {
         after: Option<&LocatedBlock>,
         limit: usize,
     ) -> Result<Vec<LocatedBlock>, StoreError> {
-        let start = after.map(|after| key(&after.cid));
-        let from = start.as_ref().map(head).unwrap_or_default();
+        let from = after.map(|after| behind(&place_key(after))).unwrap_or_default();
         let mut found = Vec::new();
-        for record in self.state().scan_from(&PLACES, &from) {
+        for record in self.state().scan_from(&PLACES, &from).take(limit) {
             let ((hash, path), row) = record?;
-            let path = path_of(path);
-            let not_behind =
-                |after: &LocatedBlock| path.as_os_str().as_bytes() <= after.path.as_os_str().as_bytes();
-            if start.as_ref() == Some(&hash) && after.is_some_and(not_behind) {
-                continue;
-            }
-            if found.len() == limit {
-                break;
-            }
             let hash = Multihash::from_bytes(&hash)
                 .map_err(|error| DbError::Undecodable { table: PLACES.name(), detail: error.to_string() })?;
             let cid = Cid::new_v1(hash::RAW, hash);
-            found.push(LocatedBlock { cid, path, offset: row.offset, len: row.len });
+            found.push(LocatedBlock { cid, path: path_of(path), offset: row.offset, len: row.len });
         }
         Ok(found)
     }
 
     /// Checks that a block still lies at its place.
     pub fn check_place(&self, block: &LocatedBlock) -> Result<(), StoreError> {
-        let path = block.path.as_os_str().as_bytes().to_vec();
-        let row = self.state().get(&PLACES, &(key(&block.cid), path))?;
+        let row = self.state().get(&PLACES, &place_key(block))?;
         // Forgotten meanwhile: nothing is wrong with that.
         row.map_or(Ok(()), |row| row.read(&block.cid, &block.path).map(drop))
     }
@@ -261,8 +332,7 @@ impl Store {
     /// Forgets a place.
     pub fn forget_place(&self, block: &LocatedBlock) -> Result<(), StoreError> {
         let mut batch = self.state().batch();
-        let path = block.path.as_os_str().as_bytes().to_vec();
-        batch.delete(&PLACES, &(key(&block.cid), path))?;
+        batch.delete(&PLACES, &place_key(block))?;
         Ok(self.state().commit(batch)?)
     }
 }

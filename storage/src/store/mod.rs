@@ -63,6 +63,7 @@ use crate::db::{Batch, Outcome, StateDb, Table};
 use crate::{BlockSource, Class, StoreError, alias, hash};
 use barrier::Barrier;
 use lease::Leases;
+use located::Places;
 use pool::Pool;
 use quota::{Promise, Space};
 use rocks::{BlockDb, Counter};
@@ -121,8 +122,7 @@ struct Shared {
     flushed: AtomicU64,
     flush_barrier: Barrier,
     sync_barrier: Barrier,
-    /// How often blocks that lie in files were relied upon.
-    place_uses: located::Uses,
+    places: Places,
     /// What the block database last failed with, until it is writable again.
     fault: Mutex<Option<String>>,
     /// What reading a damaged table last said.
@@ -173,6 +173,7 @@ impl Store {
         let generation = state.get(&GENERATION, &())?.unwrap_or(FIRST_GENERATION);
         let promises = state.scan(&PROMISES, &[]).collect::<Result<Vec<_>, _>>()?;
         let space = Space::new(options.quota, used, promises);
+        let places = Places::new(&state)?;
         let pool = Pool::start()
             .map_err(|e| StoreError::Unwritable { path: blocks_path.clone(), detail: e.to_string() })?;
         let shared = Shared {
@@ -187,7 +188,7 @@ impl Store {
             flushed: AtomicU64::new(0),
             flush_barrier: Barrier::default(),
             sync_barrier: Barrier::default(),
-            place_uses: located::Uses::default(),
+            places,
             fault: Mutex::new(None),
             damaged_table: Mutex::new(None),
             collecting: Mutex::new(()),
@@ -304,7 +305,7 @@ impl BlockSource for Store {
         let (db, _) = self.shared.db()?;
         match self.shared.read(&db, cid)? {
             Some(block) => Ok(Some(block)),
-            None => located::read(&self.shared.state, cid),
+            None => self.shared.read_in_place(cid),
         }
     }
 
@@ -320,7 +321,7 @@ impl BlockSource for Store {
         let meta = db.meta(&key(cid))?.filter(|meta| !meta.quarantined);
         match meta {
             Some(meta) => Ok(Some(u64::from(meta.size))),
-            None => located::size(&self.shared.state, cid),
+            None => self.shared.size_in_place(cid),
         }
     }
 }

@@ -13,7 +13,7 @@ use cid::Cid;
 
 use super::rocks::{BlockDb, Counter, Log, Meta, is_damage};
 use super::{Shared, Store, key};
-use crate::{BlockSource, StoreError, hash};
+use crate::{StoreError, hash};
 
 /// A block and its size, as listings give it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +96,9 @@ impl Store {
             page.reindexed += u64::from(self.shared.reindex(&db, &key(&block.cid))?);
             page.checked += 1;
             page.bytes += block.size;
-            let damaged = match self.get(&block.cid) {
+            // Not `get`: a file that holds the block too says nothing about the copy.
+            let (db, _) = self.shared.db()?;
+            let damaged = match self.shared.read(&db, &block.cid) {
                 Ok(Some(data)) if hash::verify(&block.cid, &data).is_err() => {
                     self.shared.put_aside(&db, &block.cid)?;
                     true

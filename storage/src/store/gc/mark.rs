@@ -127,9 +127,15 @@ fn visit(
         if !marks.mark(&key(&cid), walk_bit(cid.codec()))? || !has_links(&cid) {
             return Ok(());
         }
-        match store.shared.read(db, &cid) {
+        let found = match store.shared.read(db, &cid) {
+            Ok(None) => store.shared.read_in_place(&cid),
+            found => found,
+        };
+        match found {
             Ok(Some(data)) => children(&cid, &data),
-            Ok(None) | Err(StoreError::Corrupt { .. }) => return Err(damaged()),
+            Ok(None) | Err(StoreError::Corrupt { .. } | StoreError::NotInFile { .. }) => {
+                return Err(damaged());
+            }
             Err(error) => return Err(error),
         }
     };

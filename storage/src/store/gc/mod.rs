@@ -7,7 +7,8 @@
 //!    ([`marks`]), so memory does not grow with the store.
 //! 5. Sweep ([`sweep`]): unmarked blocks with an old stamp are deleted in small batches, each checked again under its
 //!    stripes.
-//! 6. Reclaim ([`reclaim`]): the database gives the space of dead blocks back, in passes of bounded size.
+//! 6. Forget ([`Forgetting`]): places of unmarked blocks that lie in files of the user's own.
+//! 7. Reclaim ([`reclaim`]): the database gives the space of dead blocks back, in passes of bounded size.
 //!
 //! A [`Collection`] goes in short steps, so that it can tell how far it is, stop between any two, and be tried with
 //! anything happening between them. It runs on a thread of low priority: where others want the processor, they get it.
@@ -27,6 +28,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::located::Forgetting;
 use super::{GENERATION, Shared, Store};
 use crate::db::{DbError, Table};
 use crate::{StoreError, alias};
@@ -65,6 +67,8 @@ pub struct GcReport {
     pub freed_blocks: u64,
     /// Their bytes.
     pub freed_bytes: u64,
+    /// Blocks that lie in files of the user's own and were forgotten; in a dry run, those that would be.
+    pub forgotten_places: u64,
     /// Bytes that the files of the block database shrank by; what others added meanwhile is not counted.
     pub returned_bytes: u64,
 }
@@ -168,7 +172,7 @@ pub(super) struct Collection {
     incarnation: u64,
     /// Unmarked blocks with a stamp below this go.
     oldest: u64,
-    /// Its own generation, and how often blocks in files had been relied upon when it began.
+    /// Its own generation, and how often places of blocks had been relied upon when it began.
     generation: u64,
     place_uses: u64,
     marks: Marks,
@@ -181,6 +185,7 @@ pub(super) struct Collection {
 enum Stage {
     Mark(Marking),
     Sweep(Sweeping),
+    Forget(Forgetting),
     Reclaim(Reclaiming),
     Done,
 }
@@ -194,7 +199,7 @@ impl Collection {
             report.expired_pins = store.expire_pins(now)?;
         }
         let (db, incarnation) = shared.db()?;
-        let place_uses = shared.place_uses.count();
+        let place_uses = shared.places.uses();
         let generation = shared.leases.generation() + 1;
         let mut batch = store.state().batch();
         batch.put(&GENERATION, &(), &generation)?;
@@ -237,6 +242,11 @@ impl Collection {
             Stage::Sweep(sweeping) => {
                 sweeping.step(&self.store, &db, &self.marks, self.oldest, blocks, &mut self.report)?
             }
+            Stage::Forget(forgetting) => {
+                let more = forgetting.step(&shared, &self.marks)?;
+                self.report.forgotten_places = forgetting.forgotten;
+                more
+            }
             Stage::Reclaim(reclaiming) => match reclaiming.step(&shared) {
                 // What was swept is swept; the space comes back once the damaged table is gone.
                 Err(StoreError::Db(DbError::Damaged { detail, .. })) => {
@@ -258,11 +268,12 @@ impl Collection {
         let shared = &self.store.shared;
         self.stage = match self.stage {
             Stage::Mark(_) => Stage::Sweep(Sweeping::new(self.options.dry_run)),
-            Stage::Sweep(_) if self.options.dry_run => Stage::Done,
-            Stage::Sweep(_) => {
-                if self.oldest == self.generation {
-                    shared.sweep_places(&self.marks, self.generation, self.place_uses)?;
-                }
+            // Somebody was at work when it began, who may rely on any of them.
+            Stage::Sweep(_) if self.oldest == self.generation => {
+                Stage::Forget(Forgetting::new(self.options.dry_run, self.generation, self.place_uses))
+            }
+            Stage::Sweep(_) | Stage::Forget(_) if self.options.dry_run => Stage::Done,
+            Stage::Sweep(_) | Stage::Forget(_) => {
                 self.marks.clear()?;
                 alias::drop_unpinned(self.store.state())?;
                 Stage::Reclaim(Reclaiming::new(shared, &self.report, self.options.thorough)?)
@@ -283,7 +294,7 @@ impl Collection {
         let total = self.store.shared.blocks_now().max(self.report.examined_blocks);
         let (phase, done, total) = match &self.stage {
             Stage::Mark(_) => (GcPhase::Mark, self.marks.count(), total.max(self.marks.count())),
-            Stage::Sweep(_) => (GcPhase::Sweep, self.report.examined_blocks, total),
+            Stage::Sweep(_) | Stage::Forget(_) => (GcPhase::Sweep, self.report.examined_blocks, total),
             Stage::Reclaim(reclaiming) => {
                 let (done, total) = reclaiming.progress();
                 (GcPhase::Reclaim, done, total)

@@ -47,11 +47,21 @@ impl Store {
         if incarnation != collection.incarnation {
             return Err(StoreError::Reopened);
         }
-        if db.meta(&key)?.is_none() {
+        let (copied, placed) = (db.meta(&key)?.is_some(), self.shared.size_in_place(cid)?.is_some());
+        if !copied && !placed {
             return Ok(Removal::Absent);
         }
         if collection.marks.contains(&key)? {
             return Ok(Removal::Pinned);
+        }
+        if placed {
+            let alone = collection.oldest == collection.generation;
+            if !alone || self.shared.forget_places_of(&key, Some(collection.place_uses))? == Some(false) {
+                return Ok(Removal::InUse);
+            }
+        }
+        if !copied {
+            return Ok(Removal::Removed);
         }
         let _stripe = self.shared.stripes.lock(once(key.as_slice()));
         let gone = self.forget(&db, &[key.as_slice()], |meta| meta.generation < collection.oldest)?;

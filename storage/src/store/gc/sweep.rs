@@ -117,6 +117,7 @@ impl Store {
         if self.shared.has_unflushed() {
             self.shared.flush(&db)?;
         }
-        Ok(!self.forget(&db, &[key.as_slice()], |_| true)?.is_empty())
+        let placed = self.shared.forget_places_of(&key, None)?.is_some();
+        Ok(!self.forget(&db, &[key.as_slice()], |_| true)?.is_empty() || placed)
     }
 }
