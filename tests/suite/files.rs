@@ -93,6 +93,11 @@ fn standard_input_has_the_same_shapes() {
     for (options, expected) in CIDS {
         assert_eq!(stdin(options), expected, "{options:?}");
     }
+    let modes = ["-w", "--mode", "0640", "--mtime", "7"];
+    assert_eq!(
+        stdin(&[&modes[..], &["--stdin-name", "numbers"]].concat()),
+        cid(&node, &[&modes[..], &[text(&path)]].concat())
+    );
     let wrapped = cid(&node, &["-w", text(&path)]);
     assert_eq!(stdin(&["-w", "--stdin-name", "numbers"]), wrapped);
     let listed = node.json(&["ls", &wrapped]);

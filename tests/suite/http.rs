@@ -1,9 +1,11 @@
 //! The HTTP side of a daemon, its clean end, and that the command line says the same with and without a daemon.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use btfs_tests::api::Api;
+use btfs_tests::api::{Answer, Api};
 use btfs_tests::node::{Node, random_file, sha256};
 use reqwest::Method;
 use rustix::process::Signal;
@@ -138,6 +140,8 @@ fn kubo_rpc() {
     assert!(api.post(&format!("/api/v0/cat?arg={cid}&offset={BIG}")).body.is_empty());
     let old = api.upload("/api/v0/add?cid-version=0&only-hash=true", vec![("one", b"hello world".to_vec())]);
     assert_eq!(old.json()["Hash"], "Qmf412jQZiuVUtdgnB36FXFX7xg5V6KEbSJ4dpQuhkLyfD");
+    let only = json!({ "path": node.file("site"), "torrent": true, "only_hash": true });
+    assert_eq!(api.call("add", &only).status, 400);
     let odd = api.upload("/api/v0/add?chunker=size-0", vec![("one", b"x".to_vec())]);
     assert_eq!((odd.status, odd.text().contains("size-0")), (400, true), "{}", odd.text());
     let archive = api.post(&format!("/api/v0/get?arg={root}&archive=true"));
@@ -341,5 +345,150 @@ fn only_who_may_calls() {
     assert_eq!(api.post("/api/v0/id").json()["ID"], node.peer());
     let mode = std::fs::metadata(node.repo().join("api-token")).expect("the token").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+    node.stop();
+}
+
+/// A form whose parts have these heads and contents.
+fn form(parts: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (head, content) in parts {
+        body.extend_from_slice(
+            format!("--frontier\r\nContent-Disposition: form-data; {head}\r\n\r\n").as_bytes(),
+        );
+        body.extend_from_slice(content);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(b"--frontier--\r\n");
+    body
+}
+
+/// What no client of Kubo sends, but others do.
+#[test]
+fn odd_uploads() {
+    let mut node = Node::init(None);
+    node.start();
+    let api = Api::of(&node);
+    let add = |query: &str, parts: &[(&str, &[u8])]| {
+        let kind = [("content-type", "multipart/form-data; boundary=frontier")];
+        api.send(Method::POST, &format!("/api/v0/add?{query}"), &kind, form(parts))
+    };
+    let told = |answer: &Answer| {
+        let line = |line: &str| {
+            let line: Value = serde_json::from_str(line).expect("a line of JSON");
+            (
+                line["Name"].as_str().expect("a name").to_owned(),
+                line["Hash"].as_str().unwrap_or_default().to_owned(),
+            )
+        };
+        answer.text().lines().map(line).collect::<Vec<_>>()
+    };
+    let directory = "Content-Type: application/x-directory";
+    let in_order = add(
+        "",
+        &[
+            (&format!("name=\"dir\"; filename=\"d\"\r\n{directory}"), b""),
+            ("name=\"file\"; filename=\"d%2Fa\"", b"1"),
+            ("name=\"file\"; filename=\"d%2Fb\"", b"2"),
+            ("name=\"file\"; filename=\"f\"", b"3"),
+        ],
+    );
+    assert_eq!(
+        told(&in_order).iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["d/a", "d/b", "d", "f"]
+    );
+    let scattered = add(
+        "",
+        &[
+            ("name=\"file\"; filename=\"d%2Fb\"", b"2"),
+            ("name=\"file\"; filename=\"f\"", b"3"),
+            ("name=\"file\"; filename=\"/d/./a\"", b"1"),
+            (&format!("name=\"dir\"; filename=\"d\"\r\n{directory}"), b""),
+        ],
+    );
+    assert_eq!(
+        told(&scattered)[2],
+        told(&in_order)[2],
+        "a directory is its entries, in whatever order they come"
+    );
+    let recorded = add(
+        "preserve-mode=true&preserve-mtime=true",
+        &[("name=\"file?mode=0640&mtime=-5&mtime-nsecs=7\"; filename=\"x\"", b"content")],
+    );
+    let file = node.file("x");
+    std::fs::write(&file, b"content").expect("a file");
+    let given =
+        ["add", "--mode", "0640", "--mtime", "-5", "--mtime-nsecs", "7", file.to_str().expect("UTF-8")];
+    assert_eq!(told(&recorded)[0].1, node.json(&given)["cid"]);
+    let wrapped = add(
+        "wrap-with-directory=true",
+        &[
+            ("name=\"f\"; filename=\"a%20b\"", b"1"),
+            ("name=\"f\"; filename=\"x%2Fy\"", b"2"),
+            ("name=\"f\"; filename=\"z\"", b"3"),
+        ],
+    );
+    let wrapped = told(&wrapped);
+    assert_eq!(
+        wrapped.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["a b", "x/y", "z", "x", ""]
+    );
+    assert_eq!(api.post(&format!("/api/v0/cat?arg=/ipfs/{}/x/y", wrapped[4].1)).body, b"2");
+    let unnamed = told(&add("", &[("name=\"file\"", b"content")]));
+    assert_eq!(unnamed[0].0, unnamed[0].1, "a file without a name goes by its CID");
+
+    let before = node.json(&["pin", "ls"]);
+    for (query, parts, problem) in [
+        ("", &[][..], "no file part"),
+        ("", &[("name=\"f\"; filename=\"..%2Fx\"", &b"1"[..])], "leads out"),
+        ("", &[("name=\"f\"; filename=\"%ff\"", b"1")], "UTF-8"),
+        ("", &[("name=\"f\"; filename=\"x\"", b"1"), ("name=\"f\"; filename=\"x\"", b"2")], "already"),
+        (
+            "",
+            &[("name=\"f\"; filename=\"x\"", b"1"), ("name=\"f\"; filename=\"x/y\"", b"2")],
+            "through a file",
+        ),
+        ("", &[("name=\"f?mtime=soon\"; filename=\"x\"", b"1")], "mtime=soon"),
+        ("mode=rw", &[("name=\"f\"; filename=\"x\"", b"1")], "mode=rw"),
+        ("nocopy", &[("name=\"f\"; filename=\"x\"", b"1")], "no file"),
+    ] {
+        let answer = add(query, parts);
+        assert_eq!((answer.status, answer.text().contains(problem)), (400, true), "{}", answer.text());
+    }
+    assert_eq!(node.json(&["pin", "ls"]), before, "what fails leaves nothing pinned");
+    node.stop();
+}
+
+/// An answer that has begun cannot take its status back: it ends with the error, and without an end.
+#[test]
+fn an_upload_that_fails_late_breaks_off() {
+    let mut node = Node::init(None);
+    node.start();
+    let address = node.ready()["api"].as_str().expect("the API").trim_start_matches("http://").to_owned();
+    let big = vec![7; 3 << 20];
+    let ask = |last: &str| {
+        let body = form(&[
+            ("name=\"f\"; filename=\"big\"", &big),
+            (&format!("name=\"f\"; filename=\"{last}\""), b"1"),
+        ]);
+        let mut stream = TcpStream::connect(&address).expect("it listens");
+        let head = format!(
+            "POST /api/v0/add?progress=true HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\
+             Content-Type: multipart/form-data; boundary=frontier\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(&[head.as_bytes(), &body].concat()).expect("it reads");
+        let mut answer = Vec::new();
+        // Broken off, it may be reset.
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8(answer).expect("text")
+    };
+    let good = ask("small");
+    assert!(
+        good.contains(r#""Bytes":"#) && good.contains(r#""Hash":"#) && good.ends_with("0\r\n\r\n"),
+        "{good}"
+    );
+    let bad = ask("big");
+    assert!(bad.contains("200 OK") && bad.contains("already an entry"), "{bad}");
+    assert!(!bad.contains(r#""Hash":"#) && !bad.ends_with("0\r\n\r\n"), "{bad}");
     node.stop();
 }

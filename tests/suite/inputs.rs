@@ -61,6 +61,7 @@ fn wrong_usage_is_status_2() {
         vec!["get"],
         vec!["cat", NOBODYS, "--offset", "-1"],
         vec!["add", "--only-hash", "--torrent", "x"],
+        vec!["add", "--inline-limit", "40", "x"],
         vec!["store", "add", "x", "--copies", "2", "--redundancy", "2+4"],
         vec!["torrent", "create", NOBODYS, "--name", "x", "--piece-length", "many"],
     ] {
@@ -86,6 +87,36 @@ fn empty_and_tiny_files_are_files() {
         assert_eq!(std::fs::read_to_string(&got).expect("the file"), content);
         assert_eq!(node.run(&["cat", cid]).stdout, content.as_bytes());
     }
+}
+
+/// Options that contradict each other or the input are refused before anything is stored.
+#[test]
+fn options_that_cannot_be_met() {
+    let node = Node::init(None);
+    let file = file(&node, "file", b"content");
+    let before = kept(&node);
+    for (arguments, told) in [
+        (&["-w", &file, "-"][..], "add it alone"),
+        (&["-w", "--stdin-name", "x", &file], "--stdin-name"),
+        (&["--hidden", "-"], "one file"),
+        (&["--empty-dirs=false", "-"], "one file"),
+        (&["--ignore", "x", "-"], "nothing in it to ignore"),
+        (&["--preserve-mode", "-"], "--mode"),
+        (&["--nocopy", "-"], "lies in no file"),
+        (&["--ignore-rules-path", "/dev/zero", &file], "no regular file"),
+        (&["--ignore-rules-path", "/nowhere", &file], "/nowhere"),
+    ] {
+        has_all(&node.fails(&[&["add"], arguments].concat()), &[told]);
+    }
+    // Opening it as a reader would wait for ever.
+    let pipe = node.file("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+        .expect("a pipe");
+    has_all(&node.fails(&["add", "--ignore-rules-path", text(&pipe), &file]), &["no regular file"]);
+    let long = node.file("rules");
+    std::fs::write(&long, "x\n".repeat(600_000)).expect("a file");
+    has_all(&node.fails(&["add", "--ignore-rules-path", text(&long), &file]), &["longer than"]);
+    assert_eq!(kept(&node), before);
 }
 
 /// `btfs` on a repo below `dir`, as a user who is not root: root reads everything.

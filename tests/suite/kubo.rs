@@ -1,9 +1,12 @@
 //! Files between our node and Kubo, both ways, over TCP and over QUIC: real Bitswap between programs of different
 //! makers.
 
+use std::fs::{self, File};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
-use btfs_tests::ipfs::IpfsDaemon;
+use btfs_tests::ipfs::{Ipfs, IpfsDaemon};
 use btfs_tests::node::{Node, random_file, sha256};
 
 /// What each test sends: many blocks and, in either profile, more than one level of the DAG.
@@ -60,4 +63,71 @@ fn we_get_from_kubo_over_tcp() {
 #[test]
 fn we_get_from_kubo_over_quic() {
     we_get_from_kubo("/quic-v1");
+}
+
+/// Fills `root` with files, directories and links whose names and modes are not all plain.
+fn write_tree(root: &Path) {
+    for directory in ["empty", "a/b/c", "a/only/empties"] {
+        fs::create_dir_all(root.join(directory)).expect("a directory");
+    }
+    for (seed, name) in
+        ["one", "a/two words", "a/b/c/100% + more", "a/b/été", "a/.hidden"].into_iter().enumerate()
+    {
+        random_file(&root.join(name), 700_000 * seed as u64, seed as u64);
+    }
+    random_file(&root.join("a/large"), 5 << 20, 9);
+    symlink("../one", root.join("a/link")).expect("a link");
+    fs::set_permissions(root.join("one"), fs::Permissions::from_mode(0o4750)).expect("a mode");
+    fs::set_permissions(root.join("a/b"), fs::Permissions::from_mode(0o1777)).expect("a mode");
+    let time = SystemTime::UNIX_EPOCH + Duration::new(1_600_000_000, 5_000_007);
+    let file = File::options().write(true).open(root.join("one")).expect("a file");
+    file.set_modified(time).expect("a time");
+}
+
+/// Kubo's program with our node for a daemon says the same of the same files, line by line, as with its own repo.
+#[test]
+fn trees_that_kubos_client_adds_to_us() {
+    let mut node = Node::init(None);
+    node.start();
+    let url: String = node.ready()["api"].as_str().expect("the API").into();
+    let (_, port) = url.rsplit_once(':').expect("a port");
+    let api = format!("/ip4/127.0.0.1/tcp/{port}");
+    let (new, old) = (Ipfs::init(), Ipfs::init());
+    new.run(&["config", "profile", "apply", "unixfs-v1-2025"]);
+    let root = new.file("tree");
+    write_tree(&root);
+    let (tree, one, deep) = (text(&root), root.join("one"), root.join("a/b/c"));
+    let lines = |kubo: &Ipfs, arguments: &[&str]| kubo.text(&[&["add", "-r"], arguments].concat());
+    for options in [
+        &[][..],
+        &["--progress"],
+        &["-w"],
+        &["--hidden", "-w"],
+        &["--empty-dirs=false"],
+        &["--preserve-mode", "--preserve-mtime"],
+        &["--preserve-mode", "-w"],
+        &["--mode=0640", "--mtime=1700000000", "--mtime-nsecs=5", "-w"],
+        &["--trickle", "--raw-leaves=false", "--max-file-links=3", "--chunker=size-100000"],
+        &["--chunker=rabin-1000-5000-20000", "--inline"],
+        &["--max-directory-links=2", "--max-hamt-fanout=8"],
+        &["--cid-version=0"],
+        &["--only-hash", "-Q"],
+    ] {
+        // Its defaults with CIDv0 are those of old.
+        let kubo = if options == ["--cid-version=0"] { &old } else { &new };
+        for paths in [&[tree][..], &[text(&one)], &[text(&one), text(&deep), tree]] {
+            let arguments = [options, paths].concat();
+            let theirs = lines(kubo, &arguments);
+            assert_eq!(lines(kubo, &[&["--api", &api][..], &arguments].concat()), theirs, "{arguments:?}");
+        }
+    }
+    let refused = new.command(&["--api", &api, "add", "-r", "--nocopy", tree]).output().expect("ipfs runs");
+    assert!(!refused.status.success());
+    let root = lines(&new, &["-Q", tree]);
+    let pins = node.json(&["pin", "ls"]);
+    assert!(
+        pins["pins"].as_array().expect("pins").iter().any(|pin| pin["cid"] == root.as_str()),
+        "{root} in {pins}"
+    );
+    node.stop();
 }

@@ -6,26 +6,25 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Multipart, Query, RawQuery, State};
-use axum::response::{IntoResponse, Response};
+use axum::extract::{Query, RawQuery, State};
+use axum::response::Response;
 use axum::routing::post;
-use futures::TryStreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+mod add;
 mod dag;
 
 use super::call::{ApiError, Progress};
 use super::query::Arguments;
-use crate::calls::add::AddOptions;
 use crate::calls::object::{self, AddLinkRequest, RemoveLinkRequest};
-use crate::calls::{self, files, network, pins, repo, setup};
+use crate::calls::{files, network, pins, repo, setup};
 use crate::node::{AGENT, Node};
 
 /// The routes.
 pub fn routes() -> Router<Arc<Node>> {
     Router::new()
-        .route("/api/v0/add", post(add).layer(axum::extract::DefaultBodyLimit::disable()))
+        .route("/api/v0/add", post(add::add).layer(axum::extract::DefaultBodyLimit::disable()))
         .route("/api/v0/cat", post(cat))
         .route("/api/v0/get", post(get))
         .route("/api/v0/ls", post(ls))
@@ -59,33 +58,6 @@ struct Arg {
     name: Option<String>,
     #[serde(rename = "type")]
     kind: Option<String>,
-}
-
-/// `add` with the files as multipart parts; each becomes one line, as Kubo sends them.
-async fn add(
-    State(node): State<Arc<Node>>,
-    RawQuery(query): RawQuery,
-    mut parts: Multipart,
-) -> Result<Response, ApiError> {
-    let mut options = AddOptions::from_query(&query.unwrap_or_default())?;
-    if options.cid_version == Some(0) {
-        options.profile.get_or_insert_with(|| "unixfs-v0-2015".into());
-    }
-    let mut lines = String::new();
-    while let Some(part) = parts.next_field().await? {
-        if part.content_type() == Some("application/x-directory") {
-            return Err(ApiError::bad("directories cannot be added through this call yet; use `btfs add`"));
-        }
-        let name = part.file_name().or(part.name()).unwrap_or_default().to_owned();
-        let content = part.map_err(std::io::Error::other);
-        let added = calls::add::add_content(&node, &options, name, Box::pin(content)).await?;
-        let line = json!({ "Name": added.name, "Hash": added.cid, "Size": added.dag_size.to_string() });
-        lines.push_str(&format!("{line}\n"));
-    }
-    if lines.is_empty() {
-        return Err(ApiError::bad("the request has no file part"));
-    }
-    Ok(([(axum::http::header::CONTENT_TYPE, "application/json")], lines).into_response())
 }
 
 async fn cat(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Result<Response, ApiError> {

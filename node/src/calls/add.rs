@@ -10,6 +10,7 @@ use btfs_bittorrent::create::{self, TorrentFile};
 use btfs_storage::import::{
     self, Chunker, DirBuilder, IgnoreRules, ImportOptions, Imported, Layout, Overrides, Profile,
 };
+use btfs_storage::unixfs::Metadata;
 use btfs_storage::{BlockSink, Bytes, Cid, Class, InPlace, Ingest, Pin, PinKind, Place, Store, StoreError};
 use futures::{Stream, TryStreamExt};
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,10 @@ pub struct AddOptions {
     pub max_directory_links: Option<usize>,
     /// Buckets of a shard of a large directory.
     pub max_hamt_fanout: Option<u32>,
+    /// Record the permissions of files and directories.
+    pub preserve_mode: bool,
+    /// Record times of modification.
+    pub preserve_mtime: bool,
     /// Permissions to record, in octal.
     pub mode: Option<String>,
     /// Time of modification to record: seconds since 1970.
@@ -80,10 +85,6 @@ pub struct AddRequest {
     pub dereference_symlinks: bool,
     /// Leave empty directories out.
     pub no_empty_dirs: bool,
-    /// Record the permissions of files and directories.
-    pub preserve_mode: bool,
-    /// Record times of modification.
-    pub preserve_mtime: bool,
     /// Make a torrent in the same pass.
     pub torrent: bool,
     /// Leave file contents where they are instead of copying them: the files must stay, and stay the same.
@@ -151,6 +152,8 @@ impl AddOptions {
                 "max_file_links" => options.max_file_links = number!(),
                 "max_directory_links" => options.max_directory_links = number!(),
                 "max_hamt_fanout" => options.max_hamt_fanout = number!(),
+                "preserve_mode" => options.preserve_mode = flag()?,
+                "preserve_mtime" => options.preserve_mtime = flag()?,
                 "mode" => options.mode = Some(value.into_owned()),
                 "mtime" => options.mtime = number!(),
                 "mtime_nsecs" => options.mtime_nsecs = number!(),
@@ -163,10 +166,10 @@ impl AddOptions {
                 "hash" if value != "sha2-256" => {
                     return Err(ApiError::bad(format!("content is hashed by sha2-256 here, not by {value}")));
                 }
-                "nocopy" if !matches!(&*value, "" | "false") => {
+                "nocopy" if flag()? => {
                     return Err(ApiError::bad("a stream lies in no file: `btfs add --nocopy` takes paths"));
                 }
-                "to_files" if !matches!(&*value, "" | "false") => {
+                "to_files" if value != "false" => {
                     return Err(ApiError::bad(format!("there is no option {name} here; nothing was added")));
                 }
                 _ => {}
@@ -191,7 +194,7 @@ impl AddOptions {
     }
 
     /// The profile that these options describe. `metadata`: modes or times are recorded.
-    fn profile(&self, metadata: bool) -> Result<Profile, ApiError> {
+    pub(super) fn profile(&self, metadata: bool) -> Result<Profile, ApiError> {
         let profile = profile(self.profile.as_deref())?;
         let chunker = self.chunker.as_deref().map(str::parse::<Chunker>).transpose();
         let overrides = Overrides {
@@ -209,14 +212,28 @@ impl AddOptions {
     }
 
     /// The pin that a root gets, if it gets one.
-    fn pin(&self, root: Cid, name: Option<String>) -> Option<Pin> {
+    pub(super) fn pin(&self, root: Cid, name: Option<String>) -> Option<Pin> {
         let pin =
             if self.private { private_pin(root, name) } else { own_pin(root, name, PinKind::Recursive) };
         (!self.no_pin).then_some(pin)
     }
 
+    /// What is recorded of an entry: what is given for all, or its own if that is to be preserved.
+    pub(super) fn preserved(
+        &self,
+        given: Metadata,
+        mode: Option<u32>,
+        mtime: Option<(i64, u32)>,
+    ) -> Metadata {
+        let own = Metadata::new(mode, mtime);
+        Metadata {
+            mode: if self.preserve_mode { own.mode } else { given.mode },
+            mtime: if self.preserve_mtime { own.mtime } else { given.mtime },
+        }
+    }
+
     /// The mode and time that are given, in the options of an import.
-    fn given(&self) -> Result<ImportOptions, ApiError> {
+    pub(super) fn given(&self) -> Result<ImportOptions, ApiError> {
         let mode = self.mode.as_deref().map(|mode| {
             u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o7777).ok_or_else(|| {
                 ApiError::bad(format!("{mode} is no mode; modes are octal, such as 0644, up to 7777"))
@@ -242,8 +259,8 @@ impl AddRequest {
             follow_links: self.dereference_symlinks,
             skip_empty_directories: self.no_empty_dirs,
             ignore: rules.transpose().map_err(ApiError::bad)?,
-            preserve_mode: self.preserve_mode,
-            preserve_mtime: self.preserve_mtime,
+            preserve_mode: self.options.preserve_mode,
+            preserve_mtime: self.options.preserve_mtime,
             in_place: self.nocopy,
             ..self.options.given()?
         })
@@ -257,6 +274,9 @@ impl AddRequest {
         }
         if self.torrent && self.options.wrap_with_directory {
             return Err(ApiError::bad("a torrent has its own directory; leave wrap-with-directory out"));
+        }
+        if self.torrent && self.options.only_hash {
+            return Err(ApiError::bad("a torrent is stored and seeded; leave only_hash or torrent out"));
         }
         if self.nocopy && self.options.only_hash {
             return Err(ApiError::bad("only_hash stores nothing, copied or not; leave nocopy out"));
@@ -283,7 +303,13 @@ pub fn profile(name: Option<&str>) -> Result<Profile, ApiError> {
 /// Stores a file or directory of this machine.
 pub async fn add(node: Arc<Node>, request: AddRequest, progress: Progress) -> Answered<Added> {
     request.check()?;
-    let options = request.import_options()?;
+    // Reads a file, if there is one of rules.
+    let (request, options) = tokio::task::spawn_blocking(move || {
+        let options = request.import_options();
+        (request, options)
+    })
+    .await?;
+    let options = options?;
     let profile = request.options.profile(options.records_metadata())?;
     if request.nocopy && !profile.raw_leaves() {
         return Err(ApiError::bad(
@@ -365,7 +391,7 @@ pub(crate) fn added(done: Imported, name: String, torrent: Option<&TorrentFile>)
 }
 
 /// Where an import's blocks go.
-enum Target {
+pub(super) enum Target {
     /// Into the store.
     Store(Ingest),
     /// Into the store, but for what files hold.
@@ -375,15 +401,15 @@ enum Target {
 }
 
 impl Target {
-    fn of(store: &Store, only_hash: bool) -> Result<Target, StoreError> {
+    pub(super) fn of(store: &Store, only_hash: bool) -> Result<Target, StoreError> {
         if only_hash { Ok(Target::Nowhere) } else { Ok(Target::Store(store.ingest(Class::Own)?)) }
     }
 
-    /// Makes it durable, with its pin.
-    fn finish(
+    /// Makes it durable, with its pins.
+    pub(super) fn finish(
         mut self,
         store: &Store,
-        pin: Option<Pin>,
+        pins: impl IntoIterator<Item = Pin>,
         torrent: Option<&TorrentFile>,
     ) -> Result<(), StoreError> {
         let mut batch = store.state().batch();
@@ -395,7 +421,7 @@ impl Target {
         if let Some(torrent) = torrent {
             torrent.record(store, ingest, &mut batch)?;
         }
-        if let Some(pin) = pin {
+        for pin in pins {
             store.pin(&mut batch, &pin)?;
         }
         match self {
@@ -447,6 +473,11 @@ pub async fn add_content<S>(
 where
     S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
 {
+    if options.preserve_mode || options.preserve_mtime {
+        return Err(ApiError::bad(
+            "a stream has no permissions or times to preserve; mode and mtime can give it some",
+        ));
+    }
     let given = options.given()?;
     let profile = options.profile(given.records_metadata())?;
     if options.wrap_with_directory && name.is_empty() {
@@ -461,7 +492,7 @@ where
             let mut done =
                 import::import_stream(reader, &profile, &metadata, &mut target, &mut |_| {}, &mut ())?;
             if options.wrap_with_directory {
-                let mut directory = DirBuilder::new(&profile);
+                let mut directory = DirBuilder::new(&profile).with_metadata(metadata);
                 directory.add(&[&name], &done)?;
                 done = directory.finish(&mut target)?;
             }
@@ -502,7 +533,19 @@ mod tests {
             ..AddOptions::default()
         };
         assert_eq!(kubo.expect("options"), expected);
-        for wrong in ["trickle=perhaps", "cid-version=x", "hash=sha3-512", "nocopy=true"] {
+        assert!(
+            AddOptions::from_query("nocopy=false&to-files=false&preserve-mode")
+                .is_ok_and(|o| o.preserve_mode)
+        );
+        for wrong in [
+            "trickle=perhaps",
+            "cid-version=x",
+            "hash=sha3-512",
+            "nocopy=true",
+            "nocopy",
+            "to-files=/",
+            "to-files",
+        ] {
             assert!(AddOptions::from_query(wrong).is_err(), "{wrong}");
         }
     }

@@ -27,6 +27,7 @@ pub mod repo;
 pub mod setup;
 pub mod stat;
 pub mod torrent;
+pub mod upload;
 pub mod wallet;
 
 /// Every call of `/api/v1`.

@@ -77,7 +77,7 @@ struct Taken {
     /// Store what symlinks point to instead of the links.
     #[arg(long)]
     dereference_symlinks: bool,
-    /// `--empty-dirs=false` leaves empty directories out.
+    /// `--empty-dirs=false` leaves empty directories out; as in Kubo, what held nothing but those stays.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     empty_dirs: Option<bool>,
 }
@@ -103,9 +103,9 @@ struct Shape {
     /// Put small blocks into their CIDs.
     #[arg(long)]
     inline: bool,
-    /// Bytes of the largest such block, at most 64.
-    #[arg(long, value_name = "BYTES", default_value_t = 32)]
-    inline_limit: usize,
+    /// Bytes of the largest such block: 32, or up to 64.
+    #[arg(long, value_name = "BYTES", requires = "inline")]
+    inline_limit: Option<usize>,
     /// Most links of a file's node.
     #[arg(long, value_name = "N")]
     max_file_links: Option<usize>,
@@ -139,6 +139,7 @@ struct Recorded {
 
 impl Add {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
+        self.check()?;
         let client = context.client().await?;
         let outcome = self.all(context, &client).await;
         client.close().await?;
@@ -161,6 +162,41 @@ impl Add {
                 client.call(&self.request(std::slice::from_ref(path))?).await?
             };
             self.show(context, &added)?;
+        }
+        Ok(())
+    }
+
+    /// What cannot be, before anything is read or stored.
+    fn check(&self) -> anyhow::Result<()> {
+        if !self.paths.iter().any(|path| is_stdin(path)) {
+            if self.stdin_name.is_some() {
+                bail!("--stdin-name names standard input, which is added as `-`");
+            }
+            return Ok(());
+        }
+        if self.nocopy {
+            bail!("standard input lies in no file; --nocopy takes paths");
+        }
+        if self.torrent {
+            bail!("standard input has no name, which a torrent needs: write it to a file first");
+        }
+        if self.recorded.preserve_mode || self.recorded.preserve_mtime {
+            bail!("standard input has no permissions or times; --mode and --mtime can give it some");
+        }
+        if self.paths.len() > 1 {
+            if self.wrap_with_directory {
+                bail!("standard input goes into a directory of its own; add it alone");
+            }
+            return Ok(());
+        }
+        let taken = &self.taken;
+        if taken.hidden || taken.dereference_symlinks || taken.empty_dirs.is_some() {
+            bail!(
+                "standard input is one file: --hidden, --dereference-symlinks and --empty-dirs say nothing of it"
+            );
+        }
+        if !taken.ignore.is_empty() || taken.ignore_rules_path.is_some() {
+            bail!("standard input is one file: there is nothing in it to ignore");
         }
         Ok(())
     }
@@ -190,8 +226,6 @@ impl Add {
             ignore_rules_path: taken.ignore_rules_path.as_ref().map(absolute).transpose()?,
             dereference_symlinks: taken.dereference_symlinks,
             no_empty_dirs: taken.empty_dirs == Some(false),
-            preserve_mode: self.recorded.preserve_mode,
-            preserve_mtime: self.recorded.preserve_mtime,
             torrent: self.torrent,
             nocopy: self.nocopy,
             options: self.options(),
@@ -207,10 +241,12 @@ impl Add {
             cid_version: shape.cid_version,
             raw_leaves: shape.raw_leaves,
             inline: shape.inline,
-            inline_limit: Some(shape.inline_limit),
+            inline_limit: shape.inline_limit,
             max_file_links: shape.max_file_links,
             max_directory_links: shape.max_directory_links,
             max_hamt_fanout: shape.max_hamt_fanout,
+            preserve_mode: recorded.preserve_mode,
+            preserve_mtime: recorded.preserve_mtime,
             mode: recorded.mode.clone(),
             mtime: recorded.mtime,
             mtime_nsecs: recorded.mtime_nsecs,
@@ -223,18 +259,6 @@ impl Add {
     }
 
     async fn stdin(&self, client: &Client) -> anyhow::Result<Added> {
-        if self.nocopy {
-            bail!("standard input lies in no file; --nocopy takes paths");
-        }
-        if self.torrent {
-            bail!("standard input has no name, which a torrent needs: write it to a file first");
-        }
-        if self.recorded.preserve_mode || self.recorded.preserve_mtime {
-            bail!("standard input has no permissions or times; --mode and --mtime can give it some");
-        }
-        if self.wrap_with_directory && self.paths.len() > 1 {
-            bail!("standard input goes into a directory of its own; add it alone");
-        }
         let mut query = self.options().to_query()?;
         if let Some(name) = &self.stdin_name {
             query.push_str(&format!("&stdin_name={}", super::files::query_value(name)));

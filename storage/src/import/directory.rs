@@ -42,22 +42,46 @@ pub(super) fn put_directory(
 
 #[derive(Debug)]
 enum Branch {
-    Directory(BTreeMap<String, Branch>),
+    Directory(Directory),
     Leaf { root: Cid, tsize: u64 },
 }
+
+#[derive(Debug, Default)]
+struct Directory {
+    entries: BTreeMap<String, Branch>,
+    /// Its own modes and times; without them it has those of all.
+    metadata: Option<Metadata>,
+}
+
+/// Is told of a directory that was written, after those below it, with the components of its path.
+pub type EachDirectory<'a> = dyn FnMut(&[String], &Imported) + 'a;
 
 /// Builds the directories over files that are already there, as [`import_path`](super::import_path) would have.
 #[derive(Debug)]
 pub struct DirBuilder {
     profile: Profile,
-    tree: BTreeMap<String, Branch>,
+    metadata: Metadata,
+    skip_empty: bool,
+    top: Directory,
     size: u64,
 }
 
 impl DirBuilder {
     /// An empty directory.
     pub fn new(profile: &Profile) -> DirBuilder {
-        DirBuilder { profile: *profile, tree: BTreeMap::new(), size: 0 }
+        let (metadata, top) = (Metadata::default(), Directory::default());
+        DirBuilder { profile: *profile, metadata, skip_empty: false, top, size: 0 }
+    }
+
+    /// The same, whose directories record these modes and times unless they have their own.
+    pub fn with_metadata(self, metadata: Metadata) -> DirBuilder {
+        DirBuilder { metadata, ..self }
+    }
+
+    /// The same, without directories that nothing was added to, other than the one that is written
+    /// ([`ImportOptions::skip_empty_directories`](super::ImportOptions::skip_empty_directories)).
+    pub fn without_empty(self) -> DirBuilder {
+        DirBuilder { skip_empty: true, ..self }
     }
 
     /// Adds a file or any other finished DAG at `path`, given as its components; directories on the way are made.
@@ -67,10 +91,11 @@ impl DirBuilder {
         let size = self.size.checked_add(entry.size).ok_or(ImportError::TooLarge)?;
         let directory = self.descend(path, parents)?;
         check_name(name.as_ref()).map_err(refuse)?;
-        if directory.contains_key(name.as_ref()) {
+        if directory.entries.contains_key(name.as_ref()) {
             return Err(refuse("there is already an entry of that name"));
         }
-        directory.insert(name.as_ref().to_owned(), Branch::Leaf { root: entry.root, tsize: entry.dag_size });
+        let leaf = Branch::Leaf { root: entry.root, tsize: entry.dag_size };
+        directory.entries.insert(name.as_ref().to_owned(), leaf);
         self.size = size;
         Ok(())
     }
@@ -80,23 +105,30 @@ impl DirBuilder {
         self.descend(path, path).map(|_| ())
     }
 
-    /// The directory at `parents`, made where missing; `path` is what errors name.
-    fn descend<S: AsRef<str>>(
+    /// The same; it records these modes and times.
+    pub fn add_directory_with<S: AsRef<str>>(
         &mut self,
         path: &[S],
-        parents: &[S],
-    ) -> Result<&mut BTreeMap<String, Branch>, ImportError> {
+        metadata: Metadata,
+    ) -> Result<(), ImportError> {
+        self.descend(path, path)?.metadata = Some(metadata);
+        Ok(())
+    }
+
+    /// The directory at `parents`, made where missing; `path` is what errors name.
+    fn descend<S: AsRef<str>>(&mut self, path: &[S], parents: &[S]) -> Result<&mut Directory, ImportError> {
         if path.len() > MAX_COMPONENTS {
             return Err(refused(path, "it has more than 256 components"));
         }
-        let mut directory = &mut self.tree;
+        let mut directory = &mut self.top;
         for name in parents {
             check_name(name.as_ref()).map_err(|problem| refused(path, problem))?;
             let branch = directory
+                .entries
                 .entry(name.as_ref().to_owned())
-                .or_insert_with(|| Branch::Directory(BTreeMap::new()));
+                .or_insert_with(|| Branch::Directory(Directory::default()));
             directory = match branch {
-                Branch::Directory(entries) => entries,
+                Branch::Directory(directory) => directory,
                 Branch::Leaf { .. } => return Err(refused(path, "it leads through a file")),
             };
         }
@@ -105,27 +137,62 @@ impl DirBuilder {
 
     /// Writes every directory and answers the top one. `blocks` counts what was written here.
     pub fn finish(self, sink: &mut dyn BlockSink) -> Result<Imported, ImportError> {
-        let mut sink = super::Counting { sink, blocks: 0 };
-        let (root, dag_size) = put_branches(&self.profile, self.tree, &mut sink)?;
-        Ok(Imported { root, size: self.size, dag_size, blocks: sink.blocks })
+        self.finish_each(sink, &mut |_, _| {})
     }
-}
 
-/// Writes a directory after those below it. Recursion is bounded by [`MAX_COMPONENTS`].
-fn put_branches(
-    profile: &Profile,
-    tree: BTreeMap<String, Branch>,
-    sink: &mut dyn BlockSink,
-) -> Result<(Cid, u64), ImportError> {
-    let mut entries = Vec::with_capacity(tree.len());
-    for (name, branch) in tree {
-        let (cid, tsize) = match branch {
-            Branch::Leaf { root, tsize } => (root, tsize),
-            Branch::Directory(tree) => put_branches(profile, tree, sink)?,
-        };
-        entries.push(DirLink { name, cid, tsize });
+    /// [`finish`](Self::finish), telling of every directory; the top one has no components.
+    pub fn finish_each(
+        self,
+        sink: &mut dyn BlockSink,
+        each: &mut EachDirectory<'_>,
+    ) -> Result<Imported, ImportError> {
+        let mut sink = super::Counting { sink, blocks: 0 };
+        let done = self.put(&self.top, &mut Vec::new(), &mut sink, each)?;
+        Ok(Imported { size: self.size, blocks: sink.blocks, ..done })
     }
-    put_directory(profile, entries, &Metadata::default(), sink)
+
+    /// Writes the directory `name` of the top one, and all below it, telling of every directory. `None` if there is no
+    /// directory of that name.
+    pub fn finish_part(
+        &self,
+        name: &str,
+        sink: &mut dyn BlockSink,
+        each: &mut EachDirectory<'_>,
+    ) -> Result<Option<Cid>, ImportError> {
+        let Some(Branch::Directory(directory)) = self.top.entries.get(name) else { return Ok(None) };
+        let mut sink = super::Counting { sink, blocks: 0 };
+        Ok(Some(self.put(directory, &mut vec![name.to_owned()], &mut sink, each)?.root))
+    }
+
+    /// Writes a directory after those below it. Recursion is bounded by [`MAX_COMPONENTS`].
+    fn put(
+        &self,
+        directory: &Directory,
+        path: &mut Vec<String>,
+        sink: &mut super::Counting<'_>,
+        each: &mut EachDirectory<'_>,
+    ) -> Result<Imported, ImportError> {
+        let before = sink.blocks;
+        let mut links = Vec::with_capacity(directory.entries.len());
+        for (name, branch) in &directory.entries {
+            let (cid, tsize) = match branch {
+                Branch::Leaf { root, tsize } => (*root, *tsize),
+                Branch::Directory(below) if self.skip_empty && below.entries.is_empty() => continue,
+                Branch::Directory(below) => {
+                    path.push(name.clone());
+                    let done = self.put(below, path, sink, each)?;
+                    path.pop();
+                    (done.root, done.dag_size)
+                }
+            };
+            links.push(DirLink { name: name.clone(), cid, tsize });
+        }
+        let metadata = directory.metadata.unwrap_or(self.metadata);
+        let (root, dag_size) = put_directory(&self.profile, links, &metadata, sink)?;
+        let done = Imported { root, size: 0, dag_size, blocks: sink.blocks - before };
+        each(path, &done);
+        Ok(done)
+    }
 }
 
 fn refused<S: AsRef<str>>(path: &[S], problem: &'static str) -> ImportError {

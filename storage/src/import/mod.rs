@@ -39,14 +39,14 @@ use cid::Cid;
 
 pub use builder::FileBuilder;
 pub use chunker::{Bounds, Chunker, ChunkerError, MAX_CHUNK};
-pub use directory::DirBuilder;
+pub use directory::{DirBuilder, EachDirectory};
 pub use edit::{Change, EditError, Edited, edit_directory};
 pub use options::{IgnoreRules, ImportOptions};
 pub use profile::{Layout, Overrides, Profile, ProfileError};
 pub use tree::{Survey, survey};
 
-use crate::unixfs::Metadata;
 use crate::unixfs::hamt::Collision;
+use crate::unixfs::{Data, Metadata};
 use crate::{BlockSink, Place, StoreError};
 use builder::WholeFile;
 use pipeline::Pipeline;
@@ -271,6 +271,21 @@ pub fn import_stream(
         observer.file_end(&file);
         Ok(file)
     })
+}
+
+/// Writes a symlink.
+pub fn import_symlink(
+    target: Bytes,
+    profile: &Profile,
+    metadata: &Metadata,
+    sink: &mut dyn BlockSink,
+) -> Result<Imported, ImportError> {
+    // A link has no permissions of its own.
+    let metadata = Metadata { mode: None, ..*metadata };
+    let (root, block) = profile.node(Vec::new(), &Data::symlink(target).with_metadata(&metadata));
+    let dag_size = block.len() as u64;
+    sink.put(&root, block)?;
+    Ok(Imported { root, size: 0, dag_size, blocks: 1 })
 }
 
 /// A sink that counts what goes through.

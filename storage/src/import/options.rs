@@ -1,13 +1,18 @@
 //! What of a tree is taken in, and what is recorded of it.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use rustix::fs::OFlags;
 
 use super::ImportError;
 use crate::unixfs::Metadata;
+
+/// Longest file of rules, in bytes; the longest that projects have are some ten thousand.
+const MAX_RULES: u64 = 1 << 20;
 
 /// What [`import_path`](super::import_path) takes in, and what it records beside names and contents.
 #[derive(Debug, Clone, Default)]
@@ -18,7 +23,8 @@ pub struct ImportOptions {
     pub follow_root: bool,
     /// Import what symlinks below the path given point to, instead of the links.
     pub follow_links: bool,
-    /// Leave directories out that have no entries, other than the path given.
+    /// Leave directories out that have no entries, other than the path given. As in Kubo, one that has held no more than
+    /// such directories stays.
     pub skip_empty_directories: bool,
     /// Entries to leave out. The path given is taken in any case.
     pub ignore: Option<IgnoreRules>,
@@ -75,12 +81,31 @@ impl IgnoreRules {
     pub fn new(rules: &[String], file: Option<&Path>) -> Result<IgnoreRules, ImportError> {
         let wrong = |error: ignore::Error| ImportError::Rules(error.to_string());
         let mut builder = GitignoreBuilder::new("");
-        if let Some(error) = file.and_then(|file| builder.add(file)) {
-            return Err(wrong(error));
+        let text = file.map(read_rules).transpose()?.unwrap_or_default();
+        for rule in text.trim_start_matches('\u{feff}').lines() {
+            builder.add_line(file.map(Path::to_owned), rule).map_err(wrong)?;
         }
         for rule in rules {
             builder.add_line(None, rule).map_err(wrong)?;
         }
         Ok(IgnoreRules(builder.build().map_err(wrong)?))
+    }
+}
+
+/// The text of a file of rules: a regular one, and not endless.
+fn read_rules(path: &Path) -> Result<String, ImportError> {
+    let wrong = |problem: String| ImportError::Rules(format!("{} {problem}", path.display()));
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = opened.map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    let metadata = file.metadata().map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    if !metadata.is_file() {
+        return Err(wrong("is no regular file".into()));
+    }
+    let mut text = String::new();
+    let read = file.take(MAX_RULES + 1).read_to_string(&mut text);
+    match read.map_err(|error| wrong(format!("cannot be read: {error}")))? as u64 {
+        0..=MAX_RULES => Ok(text),
+        _ => Err(wrong(format!("is longer than {MAX_RULES} bytes"))),
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use cid::Cid;
 use multihash::Multihash;
 
-use super::chunker::Chunker;
+use super::chunker::{Chunker, ChunkerError};
 use crate::dagpb::{self, PbLink, PbNode};
 use crate::hash;
 use crate::unixfs::{Data, DataType, DirLink, Metadata, hamt};
@@ -93,6 +93,9 @@ pub enum ProfileError {
         /// What it may be.
         range: &'static str,
     },
+    /// Numbers of a chunker that cannot be.
+    #[error(transparent)]
+    Chunker(#[from] ChunkerError),
     /// Raw leaves have no room for modes and times.
     #[error("raw leaves cannot record modes or times of modification: leave one of the two out")]
     RawMetadata,
@@ -148,7 +151,7 @@ impl Profile {
             self.raw_leaves = false;
         }
         self.raw_leaves = overrides.raw_leaves.unwrap_or(self.raw_leaves);
-        self.chunker = overrides.chunker.unwrap_or(self.chunker);
+        self.chunker = overrides.chunker.map_or(Ok(self.chunker), Chunker::checked)?;
         self.layout = overrides.layout.unwrap_or(self.layout);
         if let Some(limit) = overrides.inline {
             self.inline = Some(within("an inline limit", limit, 0..=MAX_INLINE, "at most 64 bytes")?);
@@ -170,11 +173,6 @@ impl Profile {
             self.fanout = fanout;
         }
         Ok(self)
-    }
-
-    /// This profile with another chunker.
-    pub fn with_chunker(self, chunker: Chunker) -> Profile {
-        Profile { chunker, ..self }
     }
 
     /// A profile of small numbers, so that tests reach deep DAGs with few bytes.

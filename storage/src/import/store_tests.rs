@@ -271,7 +271,7 @@ fn a_file_that_is_a_node_can_be_pinned_as_one() {
     noise(&child, 7, 500);
     let leaf = leave_in_place(&store, &child);
     let link = crate::dagpb::PbLink { cid: leaf, name: Some("child".into()), tsize: Some(500) };
-    let data = crate::unixfs::Data::directory();
+    let data = Data::directory();
     let (node, block) = Profile::V1_2025.node(vec![link], &data);
     fs::write(&path, &block).unwrap();
     let raw = leave_in_place(&store, &path);

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use cid::Cid;
@@ -15,9 +16,8 @@ use rustix::fs::OFlags;
 use super::builder::WholeFile;
 use super::directory::put_directory;
 use super::pipeline::{Failure, Pipeline};
-use super::{Counting, ImportError, ImportOptions, Imported, Leaf, Observer, Profile};
-use crate::BlockSink;
-use crate::unixfs::{Data, DirLink};
+use super::{Counting, ImportError, ImportOptions, Imported, Leaf, Observer, Profile, import_symlink};
+use crate::unixfs::DirLink;
 
 /// One import of a path.
 pub(super) struct Importer<'a, 's, 'scope, 'env> {
@@ -169,12 +169,10 @@ impl Importer<'_, '_, '_, '_> {
         let target =
             fs::read_link(path).map_err(|source| ImportError::Read { path: path.to_owned(), source })?;
         let target = Bytes::from(target.into_os_string().into_vec());
-        let data = Data::symlink(target.clone()).with_metadata(&self.options.metadata(metadata));
-        let (cid, block) = self.profile.node(Vec::new(), &data);
-        let tsize = block.len() as u64;
-        self.sink.put(&cid, block)?;
-        self.observer.symlink(names, &target, &cid);
-        Ok((cid, tsize))
+        let metadata = self.options.metadata(metadata);
+        let done = import_symlink(target.clone(), self.profile, &metadata, self.sink)?;
+        self.observer.symlink(names, &target, &done.root);
+        Ok((done.root, done.dag_size))
     }
 
     fn file(&mut self, path: &Path, names: &[String]) -> Result<Imported, ImportError> {
@@ -247,13 +245,29 @@ pub struct Survey {
     pub bytes: u64,
 }
 
-/// An entry that a survey has still to look at.
+/// A directory whose entries a survey looks at; they share it.
 struct Surveyed {
     path: PathBuf,
     /// Its components below the path given.
     below: Vec<String>,
-    /// The directories it is in, by device and inode.
-    above: Vec<(u64, u64)>,
+    /// Device and inode.
+    place: (u64, u64),
+    /// The directory it is in.
+    parent: Option<Arc<Surveyed>>,
+}
+
+impl Surveyed {
+    /// Whether it is that directory, or below it.
+    fn is_within(&self, place: (u64, u64)) -> bool {
+        let mut at = Some(self);
+        while let Some(directory) = at {
+            if directory.place == place {
+                return true;
+            }
+            at = directory.parent.as_deref();
+        }
+        false
+    }
 }
 
 /// Counts what [`import_path`](super::import_path) would take in, without reading any of it.
@@ -261,20 +275,20 @@ pub fn survey(path: &Path, options: &ImportOptions) -> Result<Survey, ImportErro
     let read = |source| ImportError::Read { path: path.to_owned(), source };
     let start = if options.follow_root { fs::canonicalize(path).map_err(read)? } else { path.to_owned() };
     let mut found = Survey::default();
-    let mut todo = vec![Surveyed { path: start, below: Vec::new(), above: Vec::new() }];
-    while let Some(Surveyed { path, below, mut above }) = todo.pop() {
+    // The entries still to look at: their names, and the directory they are in.
+    let mut todo: Vec<(Option<Arc<Surveyed>>, String)> = vec![(None, String::new())];
+    while let Some((parent, name)) = todo.pop() {
+        let path = parent.as_ref().map_or_else(|| start.clone(), |parent| parent.path.join(&name));
         let metadata = options.look_at(&path)?;
         if metadata.is_dir() {
             let place = (metadata.dev(), metadata.ino());
-            if above.contains(&place) {
+            if parent.as_ref().is_some_and(|parent| parent.is_within(place)) {
                 return Err(ImportError::Loop { path });
             }
-            above.push(place);
-            for name in list(&path, options, &below)? {
-                let path = path.join(&name);
-                let below = [&below[..], &[name]].concat();
-                todo.push(Surveyed { path, below, above: above.clone() });
-            }
+            let below = parent.as_ref().map_or_else(Vec::new, |parent| [&parent.below[..], &[name]].concat());
+            let directory = Arc::new(Surveyed { path, below, place, parent });
+            let names = list(&directory.path, options, &directory.below)?;
+            todo.extend(names.into_iter().map(|name| (Some(directory.clone()), name)));
         } else if metadata.is_file() {
             found.files += 1;
             found.bytes = found.bytes.saturating_add(metadata.len());

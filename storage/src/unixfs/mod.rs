@@ -19,7 +19,7 @@ use crate::hash;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum DataType {
-    /// File bytes wrapped in the old way; read, never written.
+    /// File bytes wrapped in the old way; written as leaves of trickle layouts alone, as Kubo does.
     Raw = 0,
     /// A directory in one block.
     Directory = 1,

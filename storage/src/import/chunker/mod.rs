@@ -145,6 +145,14 @@ fn fastcdc_around(average: u32) -> Bounds {
 }
 
 impl Chunker {
+    /// The same, if its numbers make sense.
+    pub(super) fn checked(self) -> Result<Chunker, ChunkerError> {
+        match self.check() {
+            Ok(()) => Ok(self),
+            Err(problem) => Err(ChunkerError { name: self.to_string(), problem }),
+        }
+    }
+
     /// Whether its numbers make sense.
     fn check(&self) -> Result<(), &'static str> {
         if self.max() == 0 {
@@ -187,7 +195,7 @@ mod tests {
     use std::io::Read;
 
     use super::*;
-    use crate::import::Profile;
+    use crate::import::{Overrides, Profile};
     use crate::testing::Noise;
 
     #[test]
@@ -239,9 +247,14 @@ mod tests {
         }
     }
 
+    fn profile(name: &str) -> Profile {
+        let chunker = Some(name.parse().unwrap());
+        Profile::V1_2025.with(&Overrides { chunker, ..Overrides::default() }).unwrap()
+    }
+
     /// Lengths that `name` cuts `reader` into.
     fn lengths(name: &str, mut reader: impl Read) -> Vec<usize> {
-        let profile = Profile::V1_2025.with_chunker(name.parse().unwrap());
+        let profile = profile(name);
         let mut splitter = Splitter::new(&profile, &mut reader, None);
         std::iter::from_fn(|| splitter.next().unwrap().map(|chunk| chunk.content.len())).collect()
     }
@@ -291,6 +304,43 @@ mod tests {
             };
             let (before, after) = (ends(&bytes), ends(&longer));
             assert!(before.difference(&after).count() <= 6, "{name}: {} cuts", before.len());
+        }
+    }
+
+    /// What is kept of a stream that repeats itself is little, and so is the memory it takes.
+    #[test]
+    fn small_blocks_hold_no_large_buffers() {
+        for name in ["fastcdc-256", "rabin-48", "size-1000"] {
+            let (profile, mut blocks) = (profile(name), std::collections::HashSet::new());
+            for seed in 0..8 {
+                let mut reader = Noise::new(seed).take(64).chain(std::io::repeat(0).take(1 << 20));
+                let mut splitter = Splitter::new(&profile, &mut reader, None);
+                while let Some(chunk) = splitter.next().unwrap() {
+                    blocks.insert(chunk.block);
+                }
+            }
+            assert!(blocks.len() >= 8, "{name}");
+            for block in blocks {
+                let len = block.len();
+                let buffer = block.try_into_mut().expect("a buffer of its own");
+                assert!(buffer.capacity() <= 8 * len, "{name}: {len} bytes of {}", buffer.capacity());
+            }
+        }
+        // A stream that was expected to be longer.
+        let default = Profile::V1_2025;
+        let mut reader = &b"short"[..];
+        let block = Splitter::new(&default, &mut reader, None).next().unwrap().unwrap().block;
+        assert!(block.try_into_mut().expect("its own").capacity() < 1000);
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_make_no_profile() {
+        let bounds = Bounds { min: 15, average: 20, max: 30 };
+        for chunker in
+            [Chunker::Size(0), Chunker::Size(u32::MAX), Chunker::Rabin(bounds), Chunker::FastCdc(bounds)]
+        {
+            let overrides = Overrides { chunker: Some(chunker), ..Overrides::default() };
+            assert!(Profile::V1_2025.with(&overrides).is_err(), "{chunker}");
         }
     }
 

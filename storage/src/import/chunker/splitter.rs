@@ -11,6 +11,9 @@ use crate::import::profile::{MAX_LEAF_HEAD, MAX_LEAF_TAIL};
 /// Least bytes that are read at a time when content decides about the cuts; twice the longest chunk if that is more,
 /// so that at most half of what is read is moved on to the next buffer.
 const READ_AHEAD: usize = 1 << 20;
+/// A block that is less than one part in this many of the buffer it lies in moves to one of its own. Who keeps blocks
+/// counts their bytes: a few small ones must not hold many large buffers.
+const SHARE: usize = 8;
 
 /// A chunk, cut and wrapped: the block and where the content lies in it.
 pub(crate) struct Chunk {
@@ -26,6 +29,8 @@ pub(crate) struct Splitter<'a> {
     announced: u64,
     /// Bytes read and not cut yet; fixed sizes need none.
     window: Bytes,
+    /// Length of the buffer that the window lies in.
+    buffer_len: usize,
     /// The stream said that it ended. It is not asked again: a terminal would wait for more.
     ended: bool,
 }
@@ -34,7 +39,7 @@ impl<'a> Splitter<'a> {
     /// A splitter of `reader`, whose length is `size` bytes if that is known.
     pub(crate) fn new(profile: &'a Profile, reader: &'a mut dyn Read, size: Option<u64>) -> Splitter<'a> {
         let announced = size.unwrap_or(u64::MAX);
-        Splitter { profile, reader, announced, window: Bytes::new(), ended: false }
+        Splitter { profile, reader, announced, window: Bytes::new(), buffer_len: 0, ended: false }
     }
 
     /// Whether nothing can follow. It may be that nothing follows and this does not know it yet.
@@ -67,6 +72,7 @@ impl<'a> Splitter<'a> {
         let mut buffer = Vec::with_capacity(self.window.len() + self.expected(whole - self.window.len()));
         buffer.extend_from_slice(&self.window);
         self.read(&mut buffer, whole - self.window.len())?;
+        self.buffer_len = buffer.capacity();
         self.window = Bytes::from(buffer);
         Ok(())
     }
@@ -79,7 +85,7 @@ impl<'a> Splitter<'a> {
         if self.profile.raw_leaves() {
             let mut buffer = Vec::with_capacity(self.expected(size));
             self.read(&mut buffer, size)?;
-            let block = Bytes::from(buffer);
+            let block = fitting(buffer);
             return Ok((!block.is_empty()).then(|| Chunk { content: block.clone(), block }));
         }
         let mut buffer = Vec::with_capacity(MAX_LEAF_HEAD + self.expected(size) + MAX_LEAF_TAIL);
@@ -90,7 +96,7 @@ impl<'a> Splitter<'a> {
         let start = MAX_LEAF_HEAD - head.len();
         buffer[start..MAX_LEAF_HEAD].copy_from_slice(&head);
         buffer.extend_from_slice(&tail);
-        let buffer = Bytes::from(buffer);
+        let buffer = fitting(buffer);
         let content = buffer.slice(MAX_LEAF_HEAD..MAX_LEAF_HEAD + len);
         Ok((len > 0).then(|| Chunk { block: buffer.slice(start..), content }))
     }
@@ -111,6 +117,8 @@ impl<'a> Splitter<'a> {
     /// The block of a chunk that lies elsewhere.
     fn wrap(&self, content: Bytes) -> Chunk {
         if self.profile.raw_leaves() {
+            let is_small = content.len() < self.buffer_len / SHARE;
+            let content = if is_small { Bytes::copy_from_slice(&content) } else { content };
             return Chunk { block: content.clone(), content };
         }
         let (head, tail) = self.profile.leaf_wrapping(content.len());
@@ -118,4 +126,12 @@ impl<'a> Splitter<'a> {
         let content = block.slice(head.len()..head.len() + content.len());
         Chunk { block, content }
     }
+}
+
+/// The bytes of a buffer, which gives back what it has not used if that is most of it.
+fn fitting(mut buffer: Vec<u8>) -> Bytes {
+    if buffer.len() < buffer.capacity() / SHARE {
+        buffer.shrink_to_fit();
+    }
+    Bytes::from(buffer)
 }
