@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use btfs_p2p::Host;
 use btfs_p2p::bitswap::Session;
 use btfs_storage::read::ReadError;
-use btfs_storage::{Bytes, Cid, dagpb};
+use btfs_storage::{Bytes, Cid, StoreError, dagpb};
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
@@ -93,8 +93,11 @@ impl Fetch {
 
     /// One block: from the store, a peer, or parity.
     pub async fn block(&self, cid: Cid) -> Result<(Bytes, Origin), RetrieveError> {
-        if let Some(block) = super::stored(&self.node.store, cid).await? {
-            return Ok((block, Origin::Local));
+        match super::stored(&self.node.store, cid).await {
+            Ok(Some(block)) => return Ok((block, Origin::Local)),
+            // One that is no longer in its file is as good as absent.
+            Ok(None) | Err(StoreError::NotInFile { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
         tokio::select! {
             biased;

@@ -171,10 +171,23 @@ impl Retriever {
 
     /// One block.
     pub async fn block(&self, cid: &Cid) -> Result<Bytes, RetrieveError> {
-        if let Some(block) = stored(&self.node.store, *cid).await? {
-            return Ok(block);
+        let moved = match stored(&self.node.store, *cid).await {
+            Ok(Some(block)) => return Ok(block),
+            Err(error @ StoreError::NotInFile { .. }) => Some(error),
+            other => other.map(|_| None)?,
+        };
+        let fetched = match self.fetch(cid).await {
+            Ok(fetch) => fetch.block(*cid).await,
+            Err(error) => Err(error),
+        };
+        match (fetched, moved) {
+            (Ok((block, _)), _) => Ok(block),
+            // Nobody else has it either: what is wrong is the file.
+            (Err(RetrieveError::Offline(_) | RetrieveError::NotFound { .. }), Some(error)) => {
+                Err(error.into())
+            }
+            (Err(error), _) => Err(error),
         }
-        Ok(self.fetch(cid).await?.block(*cid).await?.0)
     }
 
     /// Up to `length` bytes of a file from `offset`, in order, fetched a bounded number of blocks ahead.

@@ -180,8 +180,19 @@ fn nothing_but_the_file_s_bytes_is_ever_read() {
         }
         other => panic!("{other:?}"),
     };
+    let examined = || {
+        let mut lacks = Vec::new();
+        store.examine(&mut |found| lacks.extend(found.lacks)).unwrap();
+        lacks
+    };
+    assert!(examined().is_empty());
     fs::write(&path, &content[..2999]).unwrap();
     assert!(problem().contains("shorter"));
+    assert_eq!(examined(), [cid]);
+    let again = pin(cid);
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &Pin { id: "own:again".into(), ..again }).unwrap();
+    assert!(store.state().commit(batch).is_err(), "nobody can rely on it");
     fs::remove_file(&path).unwrap();
     assert!(problem().contains("cannot be read"));
     // Opening it as a reader would wait for ever for a writer.
@@ -202,6 +213,7 @@ fn nothing_but_the_file_s_bytes_is_ever_read() {
     fs::write(&path, [&content[..], b"more"].concat()).unwrap();
     assert_eq!(store.get(&cid).unwrap().as_deref(), Some(&content[..]));
     assert!(store.scrub(None, 100).unwrap().damaged.is_empty());
+    assert!(examined().is_empty());
 }
 
 #[test]

@@ -101,7 +101,7 @@ impl Ingest {
         let db = self.open()?;
         let Some(meta) = self.shared.touch(&db, &key)? else {
             // What is kept for others must not hang on a file of the user's.
-            return Ok(self.class != Class::Hosted && self.shared.rely_on_place(&key)?);
+            return Ok(self.class != Class::Hosted && self.shared.rely_on_place(cid)?);
         };
         self.needs_flush |= self.shared.has_unflushed();
         self.totals.blocks += 1;

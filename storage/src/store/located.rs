@@ -7,7 +7,7 @@
 //! A collection forgets places that no pin reaches. Unlike a block's, their stamps are not renewed when they are used
 //! again: a collection leaves all of them alone if anybody held a lease when it began, or made or relied on any since.
 
-use std::fs::OpenOptions;
+use std::fs::{Metadata, OpenOptions};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -85,6 +85,11 @@ pub struct LocatedBlock {
     pub len: u32,
 }
 
+/// When a file was last written to: seconds and nanoseconds.
+fn modified(metadata: &Metadata) -> (i64, u32) {
+    (metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0))
+}
+
 fn place_key(block: &LocatedBlock) -> PlaceKey {
     (key(&block.cid), block.path.as_os_str().as_bytes().to_vec())
 }
@@ -94,6 +99,14 @@ fn path_of(bytes: Vec<u8>) -> PathBuf {
 }
 
 impl Row {
+    /// Whether the file is as it was added, going by what the file system says of it.
+    fn is_untouched(&self, path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|found| {
+            let is_whole = found.len() >= self.offset.saturating_add(self.len.into());
+            found.is_file() && is_whole && modified(&found) == self.mtime
+        })
+    }
+
     /// The block, if it is still there.
     fn read(&self, cid: &Cid, path: &Path) -> Result<Bytes, StoreError> {
         let gone = |problem: String| StoreError::NotInFile { cid: *cid, path: path.to_owned(), problem };
@@ -121,8 +134,8 @@ impl Row {
         if hash::verify(cid, &block).is_ok() {
             return Ok(Bytes::from(block));
         }
-        let now = (metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0));
-        let since = if now == self.mtime { "holds other bytes than" } else { "was written to since" };
+        let since =
+            if modified(&metadata) == self.mtime { "holds other bytes than" } else { "was written to since" };
         Err(gone(format!("{since} when it was added")))
     }
 }
@@ -153,12 +166,25 @@ impl Shared {
         Ok(first.map(|(_, row)| u64::from(row.len)))
     }
 
-    /// Relies on a place of the block, if it has one: whether it does.
-    pub(super) fn rely_on_place(&self, key: &[u8]) -> Result<bool, StoreError> {
-        let mut uses = self.places.uses.lock();
-        let found = self.places_of(key).next().transpose()?.is_some();
-        *uses += u64::from(found);
-        Ok(found)
+    /// Relies on a place that still holds the block: whether there is one.
+    pub(super) fn rely_on_place(&self, cid: &Cid) -> Result<bool, StoreError> {
+        // First the mark, then the look: nothing goes in between.
+        if self.places.any.load(Ordering::SeqCst) {
+            *self.places.uses.lock() += 1;
+        }
+        self.is_in_place(cid)
+    }
+
+    /// Whether a place still holds the block, as far as that can be known without reading files that nobody wrote to.
+    pub(super) fn is_in_place(&self, cid: &Cid) -> Result<bool, StoreError> {
+        for record in self.places_of(&key(cid)) {
+            let ((_, path), row) = record?;
+            let path = path_of(path);
+            if row.is_untouched(&path) || row.read(cid, &path).is_ok() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Commits new places.

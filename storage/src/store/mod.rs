@@ -303,10 +303,7 @@ impl BlockSource for Store {
             return Ok(Some(Bytes::copy_from_slice(data)));
         }
         let (db, _) = self.shared.db()?;
-        match self.shared.read(&db, cid)? {
-            Some(block) => Ok(Some(block)),
-            None => self.shared.read_in_place(cid),
-        }
+        self.shared.read_anywhere(&db, cid)
     }
 
     fn has(&self, cid: &Cid) -> Result<bool, StoreError> {

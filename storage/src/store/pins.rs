@@ -324,7 +324,7 @@ impl Shared {
             return Ok(());
         }
         let (db, _) = self.db()?;
-        if self.touch(&db, &key(cid))?.is_some() || self.rely_on_place(&key(cid))? {
+        if self.touch(&db, &key(cid))?.is_some() || self.rely_on_place(cid)? {
             return Ok(());
         }
         Err(StoreError::Missing { cid: *cid, what: format!("pin {}", pin.id) })

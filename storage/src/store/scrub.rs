@@ -97,7 +97,6 @@ impl Store {
             page.checked += 1;
             page.bytes += block.size;
             // Not `get`: a file that holds the block too says nothing about the copy.
-            let (db, _) = self.shared.db()?;
             let damaged = match self.shared.read(&db, &block.cid) {
                 Ok(Some(data)) if hash::verify(&block.cid, &data).is_err() => {
                     self.shared.put_aside(&db, &block.cid)?;
@@ -127,6 +126,14 @@ impl Shared {
             Ok(None) => self.look_again(db, cid),
             Err(error) if is_damage(&error) => self.look_again(db, cid),
             Err(error) => Err(db.failed(error).into()),
+        }
+    }
+
+    /// Reads a block, from a file of the user's own if it is not copied.
+    pub fn read_anywhere(&self, db: &Arc<BlockDb>, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
+        match self.read(db, cid)? {
+            Some(block) => Ok(Some(block)),
+            None => self.read_in_place(cid),
         }
     }
 

@@ -158,16 +158,17 @@ impl Store {
             return Ok(Node::Whole);
         }
         let (db, _) = self.shared.db()?;
-        match self.shared.read(&db, cid) {
+        match self.shared.read_anywhere(&db, cid) {
             Ok(Some(data)) => Ok(children(cid, &data).map_or(Node::Lost, Node::Links)),
-            Ok(None) | Err(StoreError::Corrupt { .. }) => Ok(Node::Lost),
+            Ok(None) | Err(StoreError::Corrupt { .. } | StoreError::NotInFile { .. }) => Ok(Node::Lost),
             Err(error) => Err(error),
         }
     }
 
     fn is_here(&self, cid: &Cid) -> Result<bool, StoreError> {
-        use crate::BlockSource;
-        self.has(cid)
+        let (db, _) = self.shared.db()?;
+        let is_copied = db.meta(&key(cid))?.is_some_and(|meta| !meta.quarantined);
+        Ok(hash::inline(cid).is_some() || is_copied || self.shared.is_in_place(cid)?)
     }
 }
 

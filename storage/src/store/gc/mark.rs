@@ -127,11 +127,7 @@ fn visit(
         if !marks.mark(&key(&cid), walk_bit(cid.codec()))? || !has_links(&cid) {
             return Ok(());
         }
-        let found = match store.shared.read(db, &cid) {
-            Ok(None) => store.shared.read_in_place(&cid),
-            found => found,
-        };
-        match found {
+        match store.shared.read_anywhere(db, &cid) {
             Ok(Some(data)) => children(&cid, &data),
             Ok(None) | Err(StoreError::Corrupt { .. } | StoreError::NotInFile { .. }) => {
                 return Err(damaged());
