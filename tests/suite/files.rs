@@ -252,18 +252,17 @@ fn files_that_are_not_copied() {
 /// What stays in a file is served like any other block, over Bitswap and BitTorrent, and nothing else in its place.
 #[test]
 fn files_that_are_not_copied_are_served() {
-    let mut nodes = [Node::init(None), Node::init(None)];
-    let path = nodes[0].file("film");
+    let (mut home, mut torrents, mut other) = (Node::init(None), Node::init(None), Node::init(None));
+    let path = home.file("film");
     random_file(&path, (6 << 20) + 7, 43);
-    nodes.iter_mut().for_each(Node::start);
-    let [home, other] = &nodes;
+    [&mut home, &mut torrents, &mut other].into_iter().for_each(Node::start);
     let added = home.json(&["add", "--nocopy", "--torrent", text(&path)]);
     let (root, magnet) = (added["cid"].as_str().expect("a CID"), added["magnet"].as_str().expect("a magnet"));
-    other.json(&["swarm", "connect", &home.address("/tcp/")]);
     let [first, second, third] = ["first", "second", "third"].map(|name| other.file(name));
-    other.json(&["get", magnet, "--peer", &home.bittorrent(), "-o", text(&first)]);
+    torrents.json(&["get", magnet, "--peer", &home.bittorrent(), "-o", text(&first)]);
     assert_eq!(sha256(&first), sha256(&path));
-    other.json(&["repo", "gc"]);
+    torrents.stop();
+    other.json(&["swarm", "connect", &home.address("/tcp/")]);
     let film = fs::read(&path).expect("the film");
     let mut changed = film.clone();
     changed[3 << 20] ^= 1;
@@ -274,7 +273,8 @@ fn files_that_are_not_copied_are_served() {
     let got = other.json(&["get", root, "-o", text(&third)]);
     assert!(got["blocks_fetched"].as_u64() > Some(0), "{got}");
     assert_eq!(sha256(&third), sha256(&path));
-    nodes.iter_mut().for_each(Node::stop);
+    home.stop();
+    other.stop();
 }
 
 /// A directory of more entries than fit one block, changed entry by entry, is what an import of the result is.

@@ -180,14 +180,7 @@ impl Retriever {
             Ok(fetch) => fetch.block(*cid).await,
             Err(error) => Err(error),
         };
-        match (fetched, moved) {
-            (Ok((block, _)), _) => Ok(block),
-            // Nobody else has it either: what is wrong is the file.
-            (Err(RetrieveError::Offline(_) | RetrieveError::NotFound { .. }), Some(error)) => {
-                Err(error.into())
-            }
-            (Err(error), _) => Err(error),
-        }
+        fetched.map(|(block, _)| block).map_err(|error| or_moved(error, moved))
     }
 
     /// Up to `length` bytes of a file from `offset`, in order, fetched a bounded number of blocks ahead.
@@ -253,15 +246,23 @@ impl Retriever {
         let class = if pin.is_some() { Class::Own } else { Class::Cache };
         // Before the walk: what it finds, and what is fetched later, is protected from now on.
         let lease = self.node.store.ingest(class)?;
-        let (lease, complete) = self.keep_local(root, lease).await?;
-        if complete {
-            if let Some(pin) = pin {
-                self.pin_local(pin).await?;
+        let (lease, here) = self.keep_local(root, lease).await?;
+        let moved = match here {
+            Here::Whole => {
+                if let Some(pin) = pin {
+                    self.pin_local(pin).await?;
+                }
+                return Ok(Fetched { from_network: 0, from_parity: 0, lease });
             }
-            return Ok(Fetched { from_network: 0, from_parity: 0, lease });
-        }
+            Here::InPart => None,
+            Here::Moved(error) => Some(error),
+        };
         let sink = Sink::start(&self.node.store, class)?;
-        let (from_network, from_parity) = self.fetch(root).await?.whole(*root, &sink, progress).await?;
+        let fetched = match self.fetch(root).await {
+            Ok(fetch) => fetch.whole(*root, &sink, progress).await,
+            Err(error) => Err(error),
+        };
+        let (from_network, from_parity) = fetched.map_err(|error| or_moved(error, moved))?;
         let store = self.node.store.clone();
         let _: Ingested = sink
             .finish(move |batch| match &pin {
@@ -272,8 +273,8 @@ impl Retriever {
         Ok(Fetched { from_network, from_parity, lease })
     }
 
-    /// Protects what is here of a DAG; tells whether it is all of it.
-    async fn keep_local(&self, root: &Cid, mut lease: Ingest) -> Result<(Ingest, bool), RetrieveError> {
+    /// Protects what is here of a DAG; tells how much of it that is.
+    async fn keep_local(&self, root: &Cid, mut lease: Ingest) -> Result<(Ingest, Here), RetrieveError> {
         let root = *root;
         self.node
             .store
@@ -281,13 +282,22 @@ impl Retriever {
                 for block in read::walk(store, &root) {
                     match block {
                         Ok((cid, _)) if lease.keep(&cid)? => {}
-                        Ok(_) | Err(ReadError::Missing(_) | ReadError::Store(StoreError::Corrupt { .. })) => {
-                            return Ok((lease, false));
+                        Ok((cid, _)) => match store.get(&cid) {
+                            Err(error @ StoreError::NotInFile { .. }) => {
+                                return Ok((lease, Here::Moved(error)));
+                            }
+                            _ => return Ok((lease, Here::InPart)),
+                        },
+                        Err(ReadError::Missing(_) | ReadError::Store(StoreError::Corrupt { .. })) => {
+                            return Ok((lease, Here::InPart));
+                        }
+                        Err(ReadError::Store(error @ StoreError::NotInFile { .. })) => {
+                            return Ok((lease, Here::Moved(error)));
                         }
                         Err(error) => return Err(RetrieveError::Read(error)),
                     }
                 }
-                Ok((lease, true))
+                Ok((lease, Here::Whole))
             })
             .await
     }
@@ -355,6 +365,24 @@ impl Retriever {
                 Fetch::start(self.node.clone(), *root, self.timeout).await.map(Arc::new)
             })
             .await
+    }
+}
+
+/// How much of a DAG is in the store.
+enum Here {
+    /// All of it.
+    Whole,
+    /// A part of it, or nothing.
+    InPart,
+    /// A block is missing because it is no longer in its file.
+    Moved(StoreError),
+}
+
+/// Why something could not be fetched, or, if nobody has it, what is wrong with the file that it was in.
+fn or_moved(error: RetrieveError, moved: Option<StoreError>) -> RetrieveError {
+    match (error, moved) {
+        (RetrieveError::Offline(_) | RetrieveError::NotFound { .. }, Some(moved)) => moved.into(),
+        (error, _) => error,
     }
 }
 

@@ -111,7 +111,15 @@ async fn streamed(
         let line = serde_json::to_vec(&told).unwrap_or_default();
         vec![Ok(Bytes::from([&line[..], b"\n"].concat())), Err(std::io::Error::other(failed))]
     });
-    let end = end.flat_map(futures::stream::iter);
+    // Between the line and the break the server gets the time to send the line.
+    let end = end.flat_map(|pieces| {
+        futures::stream::iter(pieces).then(|piece: std::io::Result<Bytes>| async {
+            if piece.is_err() {
+                tokio::task::yield_now().await;
+            }
+            piece
+        })
+    });
     let body = futures::stream::once(async move { first }).chain(rest).map(Ok).chain(end);
     Ok(answer(Body::from_stream(body)))
 }
