@@ -3,17 +3,32 @@
 //! glibc gives each thread that meets a lock an arena of its own, up to eight a core, and an arena rarely shrinks:
 //! blocks of a megabyte that pass through many threads then stay resident several times over. With few arenas an
 //! order of 1 GiB peaks at 170 MB instead of 250 MB, at the same CPU time.
+//!
+//! Buffers of a megabyte come and go with every block. By default each is memory fresh from the system, which has to be
+//! zeroed page by page first: `cat` of a cached file then took 134,000 page faults for 1 GiB and 0.64 s of CPU, and takes
+//! 12,000 and 0.42 s when free memory is kept for the next one.
 
-/// Keeps the number of arenas small. To be called before the first thread is started; elsewhere than on glibc it does
-/// nothing.
-pub fn few_arenas() {
+/// Free memory that an arena keeps, in bytes: as many blocks as are under way at once.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const KEPT: libc::c_int = 32 << 20;
+
+/// Keeps the number of arenas small, and lets them keep some free memory. To be called before the first thread is
+/// started; elsewhere than on glibc it does nothing.
+pub fn set_up() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[allow(unsafe_code)]
     {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let arenas = (cores / 4).clamp(2, 8) as libc::c_int;
-        // SAFETY: sets a number inside the allocator, which locks for it; no memory of ours is involved.
-        let set = unsafe { libc::mallopt(libc::M_ARENA_MAX, arenas) };
-        debug_assert_eq!(set, 1, "glibc knows M_ARENA_MAX");
+        for (option, value) in [
+            (libc::M_ARENA_MAX, arenas),
+            // The largest that it takes.
+            (libc::M_MMAP_THRESHOLD, KEPT),
+            (libc::M_TRIM_THRESHOLD, KEPT),
+        ] {
+            // SAFETY: sets a number inside the allocator, which locks for it; no memory of ours is involved.
+            let set = unsafe { libc::mallopt(option, value) };
+            debug_assert_eq!(set, 1, "glibc knows option {option}");
+        }
     }
 }

@@ -5,12 +5,15 @@
 //! `cargo run --release -p btfs-storage --example million` fills a store below DIR (default: `/dev/shm` if it has room,
 //! else the temporary directory) with N blocks (10^6) of LEAST to MOST bytes (100 to 8192), in DAGs of a thousand, pins them all
 //! and 100,000 single blocks beside, and then lets a third go, twice: once while files are added, once while blocks are
-//! read. Adding and reading are measured before, on the quiet store, and during the collection. Start time and memory
-//! are those of a process of its own. `--check` exits 1 if a bound is missed.
+//! read. Each collection is stopped between its steps for as long as it ran, again and again, and what is done beside it
+//! is counted by whether it was running: so both rates are of the same minutes, the same store and the same load of the
+//! machine by others. The pauses that a collection makes by itself count as its running. Start time and memory are those of
+//! a process of its own. `--check` exits 1 if a bound is missed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use btfs_storage::import::{Profile, import_reader};
@@ -25,14 +28,18 @@ use rand::{Rng, RngExt, SeedableRng};
 const LEAVES: usize = 1000;
 /// Single pins.
 const PINS: usize = 100_000;
-/// How long the quiet store is measured.
-const QUIET: Duration = Duration::from_secs(3);
+/// A collection runs at least so long before it is stopped for as long,
+const WINDOW: Duration = Duration::from_millis(300);
+/// or for this, if its step took longer.
+const LONGEST_STOP: Duration = Duration::from_secs(3);
 /// The file that is added again and again, with a different beginning of each chunk.
 const FILE: usize = 8 << 20;
 /// Bytes added at most, so that a slow collection does not fill the disk: what was added until then is the figure.
 const MOST_ADDED: usize = 3 << 30;
 /// Bytes that all of this may take, with room to spare.
 const ROOM: u64 = 18 << 30;
+/// Between two adds, so that they last for the whole collection: it is their own time that counts.
+const BETWEEN_ADDS: Duration = Duration::from_millis(100);
 /// Chunk of the default profile.
 const CHUNK: usize = 1 << 20;
 /// Where the time of a start goes through a process of its own.
@@ -62,16 +69,18 @@ impl Figures {
         self.missed += usize::from(over);
     }
 
-    fn share(&mut self, name: &str, busy: f64, quiet: f64, unit: &str, at_least: f64) {
+    fn share(&mut self, name: &str, windows: &Windows, unit: &str, at_least: f64) {
+        let (busy, quiet) = (windows.rate(true), windows.rate(false));
         let share = busy / quiet;
-        let missed = share < at_least;
+        // A share that is no number, since nothing was done, keeps nothing.
+        let kept = share >= at_least;
         println!(
             "{name:<44} {busy:>10.0} {unit:<8} {:.0} % of {quiet:.0}, >= {:.0} %  {}",
             share * 100.0,
             at_least * 100.0,
-            if missed { "MISSED" } else { "" }
+            if kept { "" } else { "MISSED" }
         );
-        self.missed += usize::from(missed);
+        self.missed += usize::from(!kept);
     }
 }
 
@@ -182,19 +191,16 @@ fn run(options: &Options) -> Outcome<usize> {
     starts(dir.path(), &mut figures)?;
     let store = open(dir.path())?;
     let pins = begun_with(&mut figures, &store, &leaves)?;
-    let quiet_adds = adding(&store, None)?;
-    let quiet_reads = reading(&store, &leaves, None)?;
     memory(&mut figures, "memory, peak before the collections")?;
     disk(&store, "disk over live, before", &mut figures, None)?;
     drop_third(&store, &pins, 0)?;
-    let busy_adds = beside(&store, &mut figures, |gone| adding(&store, Some(gone)))?;
-    figures.share("adds beside a collection", busy_adds, quiet_adds, "MiB/s", 0.8);
+    let windows = beside(&store, &mut figures, |windows| adding(&store, windows))?;
+    figures.share("adds beside a collection", &windows, "MiB/s", 0.8);
     disk(&store, "disk over live, after a third went", &mut figures, Some(1.05))?;
     drop_third(&store, &pins, 1)?;
     let kept: Vec<Cid> = leaves.chunks(LEAVES).skip(2).step_by(3).flatten().copied().collect();
-    let quiet_reads = quiet_reads.max(reading(&store, &kept, None)?);
-    let busy_reads = beside(&store, &mut figures, |gone| reading(&store, &kept, Some(gone)))?;
-    figures.share("reads beside a collection", busy_reads, quiet_reads, "/s", 0.9);
+    let windows = beside(&store, &mut figures, |windows| reading(&store, &kept, windows))?;
+    figures.share("reads beside a collection", &windows, "/s", 0.9);
     disk(&store, "disk over live, after another third went", &mut figures, Some(1.05))?;
     memory(&mut figures, "memory, peak of all of this")?;
     let begun = Instant::now();
@@ -281,53 +287,102 @@ fn begun_with(figures: &mut Figures, store: &Store, leaves: &[Cid]) -> Outcome<V
     Ok(store.pins_with_prefix("dag:")?)
 }
 
-/// Adds files until `until` says so, or for a while. MiB a second.
-fn adding(store: &Store, until: Option<&AtomicBool>) -> Outcome<f64> {
+/// What was done beside a collection, by whether it was running.
+struct Windows {
+    running: AtomicBool,
+    ended: AtomicBool,
+    /// Seconds and amount: stopped, running.
+    done: Mutex<[(f64, f64); 2]>,
+}
+
+impl Windows {
+    fn new() -> Windows {
+        let done = Mutex::default();
+        Windows { running: AtomicBool::new(true), ended: AtomicBool::new(false), done }
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Does something of an amount. It counts to the state in which it began.
+    fn count<T>(&self, amount: f64, work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+        let (begun, running) = (Instant::now(), self.running.load(Ordering::Relaxed));
+        let answer = work()?;
+        let mut done = self.done.lock().map_err(|_| "a worker panicked")?;
+        let (seconds, amounts) = &mut done[usize::from(running)];
+        *seconds += begun.elapsed().as_secs_f64();
+        *amounts += amount;
+        Ok(answer)
+    }
+
+    /// Amount a second.
+    fn rate(&self, running: bool) -> f64 {
+        let (seconds, amount) = self.done.lock().map_or((0.0, 0.0), |done| done[usize::from(running)]);
+        amount / seconds
+    }
+
+    /// Stops the caller, a collection between two steps, for as long as it ran since `since`.
+    fn stop(&self, since: &mut Instant) {
+        let ran = since.elapsed();
+        if ran >= WINDOW {
+            self.running.store(false, Ordering::Relaxed);
+            std::thread::sleep(ran.min(LONGEST_STOP));
+            self.running.store(true, Ordering::Relaxed);
+            *since = Instant::now();
+        }
+    }
+}
+
+/// Adds files beside a collection; counts MiB.
+fn adding(store: &Store, windows: &Windows) -> Outcome<()> {
     let mut file = vec![0; FILE];
     let mut rng = SmallRng::seed_from_u64(rand::random());
     rng.fill_bytes(&mut file);
-    let (begun, mut bytes) = (Instant::now(), 0);
-    while bytes < MOST_ADDED && goes_on(begun, until) {
+    let mut bytes = 0;
+    while windows.goes_on() {
+        std::thread::sleep(BETWEEN_ADDS);
+        if bytes >= MOST_ADDED {
+            continue;
+        }
         for chunk in file.chunks_mut(CHUNK) {
             rng.fill_bytes(&mut chunk[..32]);
         }
-        let mut ingest = store.ingest(Class::Own)?;
-        let done = import_reader(&file[..], &Profile::V1_2025, &mut ingest, &mut |_| {})?;
-        let mut batch = store.state().batch();
-        store.pin(&mut batch, &pin(format!("added:{}", done.root), PinKind::Recursive, done.root))?;
-        ingest.finish(batch)?;
+        windows.count(FILE as f64 / f64::from(1 << 20), || add(store, &file))?;
         bytes += FILE;
     }
-    let rate = bytes as f64 / f64::from(1 << 20) / begun.elapsed().as_secs_f64();
     let mut batch = store.state().batch();
     for pin in store.pins_with_prefix("added:")? {
         store.unpin(&mut batch, &pin.id)?;
     }
-    store.state().commit(batch)?;
-    Ok(rate)
+    Ok(store.state().commit(batch)?)
 }
 
-/// Reads blocks at random. Blocks a second.
-fn reading(store: &Store, of: &[Cid], until: Option<&AtomicBool>) -> Outcome<f64> {
+fn add(store: &Store, file: &[u8]) -> Outcome<()> {
+    let mut ingest = store.ingest(Class::Own)?;
+    let done = import_reader(file, &Profile::V1_2025, &mut ingest, &mut |_| {})?;
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin(format!("added:{}", done.root), PinKind::Recursive, done.root))?;
+    ingest.finish(batch)?;
+    Ok(())
+}
+
+/// Reads blocks at random; counts them.
+fn reading(store: &Store, of: &[Cid], windows: &Windows) -> Outcome<()> {
+    const SOME: usize = 100;
     let mut rng = SmallRng::seed_from_u64(rand::random());
-    let (begun, mut blocks) = (Instant::now(), 0);
-    while goes_on(begun, until) {
-        for _ in 0..100 {
-            let cid = &of[rng.random_range(0..of.len())];
-            if store.get(cid)?.is_none() {
-                return Err(format!("{cid} is lost").into());
+    while windows.goes_on() {
+        windows.count(SOME as f64, || {
+            for _ in 0..SOME {
+                let cid = &of[rng.random_range(0..of.len())];
+                if store.get(cid)?.is_none() {
+                    return Err(format!("{cid} is lost").into());
+                }
             }
-        }
-        blocks += 100;
+            Ok(())
+        })?;
     }
-    Ok(f64::from(blocks) / begun.elapsed().as_secs_f64())
-}
-
-fn goes_on(begun: Instant, until: Option<&AtomicBool>) -> bool {
-    match until {
-        Some(until) => !until.load(Ordering::Relaxed),
-        None => begun.elapsed() < QUIET,
-    }
+    Ok(())
 }
 
 fn drop_third(store: &Store, pins: &[Pin], which: usize) -> Outcome<()> {
@@ -342,22 +397,22 @@ fn drop_third(store: &Store, pins: &[Pin], which: usize) -> Outcome<()> {
 fn beside(
     store: &Store,
     figures: &mut Figures,
-    work: impl FnOnce(&AtomicBool) -> Outcome<f64> + Send,
-) -> Outcome<f64> {
-    let gone = AtomicBool::new(false);
-    let longest = AtomicU64::new(0);
+    work: impl FnOnce(&Windows) -> Outcome<()> + Send,
+) -> Outcome<Windows> {
+    let windows = Windows::new();
     std::thread::scope(|scope| {
-        let worker = scope.spawn(|| work(&gone));
+        let worker = scope.spawn(|| work(&windows));
         let begun = Instant::now();
-        let report = store.gc_with(GcOptions { thorough: true, ..GcOptions::default() }, &mut |_| {});
-        longest.store(begun.elapsed().as_millis() as u64, Ordering::Relaxed);
-        gone.store(true, Ordering::Relaxed);
-        let report = report?;
+        let mut since = begun;
+        let options = GcOptions { thorough: true, ..GcOptions::default() };
+        let report = store.gc_with(options, &mut |_| windows.stop(&mut since));
+        windows.ended.store(true, Ordering::Relaxed);
         let took = begun.elapsed().as_secs_f64();
-        figures.tell("collection, with that beside it", took, "s", None);
-        println!("    {report:?}");
+        figures.tell("collection, with that beside it, and stops", took, "s", None);
+        println!("    {:?}", report?);
         worker.join().map_err(|_| "the worker panicked")?
-    })
+    })?;
+    Ok(windows)
 }
 
 /// The peak so far, less what this program itself keeps: the addresses of all blocks, and a file.

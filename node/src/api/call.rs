@@ -6,12 +6,14 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -62,22 +64,41 @@ pub struct Step {
 
 /// Where a handler says how far it is. Lossy: a slow reader sees fewer steps, the work never waits for it.
 #[derive(Clone, Debug, Default)]
-pub struct Progress(Option<mpsc::Sender<Step>>);
+pub struct Progress(Option<Arc<Told>>);
+
+/// Who is told, and when that was last done.
+#[derive(Debug)]
+struct Told {
+    steps: mpsc::Sender<Step>,
+    last: Mutex<Option<Instant>>,
+}
 
 impl Progress {
     /// Steps waiting for a slow reader; more are dropped.
     const WAITING: usize = 16;
+    /// A step so soon after another is left out: it would be told for each of many small files, which is a tenth of the
+    /// time to add them, and nobody sees more.
+    const PAUSE: Duration = Duration::from_millis(50);
+
+    fn to(steps: mpsc::Sender<Step>) -> Progress {
+        Progress(Some(Arc::new(Told { steps, last: Mutex::new(None) })))
+    }
 
     /// Whether whoever asked to be told went away.
     pub fn is_unheard(&self) -> bool {
-        self.0.as_ref().is_some_and(mpsc::Sender::is_closed)
+        self.0.as_ref().is_some_and(|told| told.steps.is_closed())
     }
 
     /// Tells how far `what` is.
     pub fn step(&self, what: &str, done: u64, total: Option<u64>) {
-        if let Some(steps) = &self.0 {
+        let Some(told) = &self.0 else { return };
+        // Busy: another step is being told at this moment.
+        let Some(mut last) = told.last.try_lock() else { return };
+        let now = Instant::now();
+        if last.is_none_or(|last| now - last >= Self::PAUSE) {
+            *last = Some(now);
             // Full or gone: the next step says more anyway.
-            let _ = steps.try_send(Step { what: what.to_owned(), done, total });
+            let _ = told.steps.try_send(Step { what: what.to_owned(), done, total });
         }
     }
 }
@@ -198,7 +219,7 @@ where
     let (steps, mut told) = mpsc::channel(Progress::WAITING);
     let (lines, received) = mpsc::channel::<Vec<u8>>(Progress::WAITING);
     tokio::spawn(async move {
-        let mut work = Box::pin(handler(node, request, Progress(Some(steps))));
+        let mut work = Box::pin(handler(node, request, Progress::to(steps)));
         let answer = loop {
             tokio::select! {
                 biased;

@@ -56,30 +56,69 @@ fn columns(from: usize, to: usize) -> impl Iterator<Item = (usize, usize)> {
 /// 22 ms with new buffers, 7 ms with reused ones), and a sink gives blocks free a few MiB later.
 const RECYCLED: usize = 16 << 20;
 
-/// Makes parity; keeps its working space between stripes.
+/// Most threads that code and hash a stripe.
+const MAX_LANES: usize = 4;
+/// Bytes of parity of a stripe up to which one thread does it: others would take as long to begin.
+const CODED_ALONE: usize = 1 << 20;
+
+/// Makes parity, on several threads; keeps its working space between stripes.
 #[derive(Default)]
 pub(super) struct Encoder {
-    coder: Option<ReedSolomonEncoder>,
-    scratch: Vec<u8>,
+    lanes: Vec<Lane>,
     /// Parity that was handed out: whatever nobody else holds any more is written over.
     given: VecDeque<Bytes>,
 }
 
+/// What one thread codes with.
+#[derive(Default)]
+struct Lane {
+    coder: Option<ReedSolomonEncoder>,
+    scratch: Vec<u8>,
+}
+
+impl Lane {
+    /// Codes the columns from `start` on into `parity`: the same range of every parity shard.
+    fn code(
+        &mut self,
+        data: &[ShardBytes],
+        start: usize,
+        mut parity: Vec<&mut [u8]>,
+    ) -> Result<(), reed_solomon_simd::Error> {
+        let whole = parity.first().map_or(0, |shard| shard.len());
+        for (at, len) in columns(0, whole) {
+            let coder = match &mut self.coder {
+                Some(coder) => {
+                    coder.reset(data.len(), parity.len(), len)?;
+                    coder
+                }
+                none => none.insert(ReedSolomonEncoder::new(data.len(), parity.len(), len)?),
+            };
+            for shard in data {
+                coder.add_original_shard(shard.column(start + at, len, &mut self.scratch))?;
+            }
+            for (made, whole) in coder.encode()?.recovery_iter().zip(&mut parity) {
+                whole[at..at + len].copy_from_slice(made);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Encoder {
-    /// An empty buffer for `len` bytes.
+    /// A buffer of `len` bytes, with anything in it.
     fn buffer(&mut self, len: usize) -> BytesMut {
         for _ in 0..self.given.len() {
             let Some(given) = self.given.pop_front() else { break };
             match given.try_into_mut() {
                 Ok(mut buffer) if buffer.capacity() >= len => {
-                    buffer.clear();
+                    buffer.resize(len, 0);
                     return buffer;
                 }
                 Ok(_) => {}
                 Err(held) => self.given.push_back(held),
             }
         }
-        BytesMut::with_capacity(len)
+        BytesMut::zeroed(len)
     }
 
     /// Hands a parity shard out, and remembers it.
@@ -91,33 +130,53 @@ impl Encoder {
         shard
     }
 
-    /// The m parity shards of a stripe, each with its SHA-256, which is taken while the bytes are in the cache.
+    /// The m parity shards of a stripe, each with its SHA-256.
     pub(super) fn parity(
         &mut self,
         data: &[ShardBytes],
         m: usize,
         shard_len: usize,
     ) -> Result<Vec<([u8; 32], Bytes)>, reed_solomon_simd::Error> {
-        let mut parity: Vec<(Sha256, BytesMut)> =
-            (0..m).map(|_| (Sha256::new(), self.buffer(shard_len))).collect();
-        for (start, len) in columns(0, shard_len) {
-            let coder = match &mut self.coder {
-                Some(coder) => {
-                    coder.reset(data.len(), m, len)?;
-                    coder
+        let cores = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_LANES);
+        let lanes = if m * shard_len <= CODED_ALONE { 1 } else { cores };
+        if self.lanes.len() < lanes {
+            self.lanes.resize_with(lanes, Lane::default);
+        }
+        let mut parity: Vec<BytesMut> = (0..m).map(|_| self.buffer(shard_len)).collect();
+        // Each lane takes the same number of columns, and then the same number of shards to hash.
+        let range = shard_len.div_ceil(lanes).next_multiple_of(COLUMN);
+        let mut ranges: Vec<Vec<&mut [u8]>> = Vec::new();
+        for shard in &mut parity {
+            for (lane, part) in shard.chunks_mut(range).enumerate() {
+                if lane == ranges.len() {
+                    ranges.push(Vec::with_capacity(m));
                 }
-                none => none.insert(ReedSolomonEncoder::new(data.len(), m, len)?),
-            };
-            for shard in data {
-                coder.add_original_shard(shard.column(start, len, &mut self.scratch))?;
-            }
-            for (made, (hash, whole)) in coder.encode()?.recovery_iter().zip(&mut parity) {
-                hash.update(made);
-                whole.extend_from_slice(made);
+                ranges[lane].push(part);
             }
         }
-        Ok(parity.into_iter().map(|(hash, whole)| (hash.finalize().into(), self.give(whole))).collect())
+        let jobs = self.lanes.iter_mut().zip(ranges).enumerate();
+        let coded =
+            on_threads(jobs.map(|(number, (lane, parity))| move || lane.code(data, number * range, parity)));
+        coded.into_iter().collect::<Result<(), _>>()?;
+        let hashed = on_threads(parity.chunks(m.div_ceil(lanes)).map(|shards| {
+            || shards.iter().map(|shard| Sha256::digest(shard).into()).collect::<Vec<[u8; 32]>>()
+        }));
+        let digests = hashed.into_iter().flatten();
+        Ok(digests.zip(parity).map(|(digest, shard)| (digest, self.give(shard))).collect())
     }
+}
+
+/// Runs jobs side by side, the last one on this thread; answers in the order of the jobs.
+fn on_threads<T: Send>(jobs: impl Iterator<Item = impl FnOnce() -> T + Send>) -> Vec<T> {
+    let mut jobs: Vec<_> = jobs.collect();
+    let Some(last) = jobs.pop() else { return Vec::new() };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = jobs.into_iter().map(|job| scope.spawn(job)).collect();
+        let last = last();
+        let joined = others.into_iter().map(|other| other.join());
+        let answers = joined.map(|answer| answer.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        answers.chain([last]).collect()
+    })
 }
 
 /// What a decoder is given for a range of columns.

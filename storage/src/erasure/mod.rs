@@ -60,9 +60,9 @@ pub const MAX_STRIPE_MEMORY: u64 = 96 << 20;
 /// Granularity of the codec, in bytes: shard lengths and columns are multiples of it.
 pub const ALIGN: usize = 64;
 
-/// Columns are coded one after the other in this many bytes, so that a stripe's working set stays in the cache;
-/// with whole shards of 1 MiB and more the codec is several times slower.
-pub const COLUMN: usize = 64 << 10;
+/// Columns are coded one after the other in this many bytes, so that a stripe's working set stays in the cache of a
+/// core: 10+20 goes at 980 MiB/s so, at 810 in 64 KiB, and at 360 with whole shards of 1 MiB.
+pub const COLUMN: usize = 32 << 10;
 
 /// A run of consecutive blocks that is coded as one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

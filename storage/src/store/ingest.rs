@@ -6,16 +6,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cid::Cid;
 
+use super::behind::Writer;
 use super::lease::Lease;
 use super::rocks::{BlockDb, Log};
-use super::write::Incoming;
+use super::write::{Incoming, Written};
 use super::{Shared, key};
 use crate::db::Batch;
 use crate::hash::{self, HashError};
 use crate::{BlockSink, Class, MAX_BLOCK, StoreError};
 
 /// Bytes buffered before they are written. Ingests that never exceed it go through the log in one synced batch: a
-/// flush for each of them would leave a table and a blob file per acknowledgement. Larger ones skip the log.
+/// flush for each of them would leave a table and a blob file per acknowledgement. Larger ones skip the log, and are
+/// written [behind](super::behind).
 const BUFFER: usize = 4 << 20;
 /// What a buffered block costs beside its bytes, so that tiny ones cannot pile up without bound.
 const BLOCK_OVERHEAD: usize = 256;
@@ -35,6 +37,10 @@ pub struct Ingest {
     buffered: usize,
     /// Keys in the buffer, with their sizes.
     waiting: HashMap<Vec<u8>, u64>,
+    /// Writes full buffers; started with the first.
+    writer: Option<Writer>,
+    /// Keys that are with it, with their sizes.
+    with_writer: HashMap<Vec<u8>, u64>,
     /// Whether blocks were written, or relied upon, that only a flush makes durable.
     needs_flush: bool,
     failed: bool,
@@ -73,6 +79,8 @@ impl Ingest {
             buffer: Vec::new(),
             buffered: 0,
             waiting: HashMap::new(),
+            writer: None,
+            with_writer: HashMap::new(),
             needs_flush: false,
             failed: false,
             totals: Ingested::default(),
@@ -93,7 +101,7 @@ impl Ingest {
             return Ok(true);
         }
         let key = key(cid);
-        if let Some(size) = self.waiting.get(&key) {
+        if let Some(size) = self.waiting.get(&key).or_else(|| self.with_writer.get(&key)) {
             self.totals.bytes += size;
             self.totals.blocks += 1;
             return Ok(true);
@@ -116,6 +124,7 @@ impl Ingest {
 
     /// Makes everything put so far durable, then commits `state`, and goes on. When it returns, both survive a crash.
     pub fn checkpoint(&mut self, state: Batch) -> Result<Ingested, StoreError> {
+        self.await_writer()?;
         let log = if self.needs_flush { Log::Skip } else { Log::Write };
         self.write_out(log)?;
         let db = self.open()?;
@@ -136,7 +145,7 @@ impl Ingest {
         self.checkpoint(state)
     }
 
-    /// What was put so far.
+    /// What was put so far. Of blocks that are not written yet it is not known whether they are new.
     pub fn totals(&self) -> Ingested {
         self.totals
     }
@@ -154,28 +163,49 @@ impl Ingest {
         Ok(db)
     }
 
+    /// Writes all that is gathered, and waits until it is written.
     fn write_out(&mut self, log: Log) -> Result<(), StoreError> {
+        self.await_writer()?;
         let db = self.open()?;
         if self.buffer.is_empty() {
             return Ok(());
         }
         let reservation = self.reservation.as_deref();
-        match self.shared.put(&db, self.class, &self.buffer, reservation, log) {
-            Ok(written) => {
-                self.totals.new_blocks += written.new_blocks;
-                self.totals.new_bytes += written.new_bytes;
-                self.drawn += written.drawn;
-                self.needs_flush |= !written.logged;
-                self.buffer.clear();
-                self.buffered = 0;
-                self.waiting.clear();
-                Ok(())
-            }
-            Err(error) => {
-                self.failed = true;
-                Err(error)
-            }
-        }
+        let written = self.shared.put(&db, self.class, &self.buffer, reservation, log);
+        self.buffer.clear();
+        self.buffered = 0;
+        self.waiting.clear();
+        self.note(written)
+    }
+
+    /// Has a full buffer written while the next one fills.
+    fn write_behind(&mut self) -> Result<(), StoreError> {
+        self.await_writer()?;
+        let db = self.open()?;
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => none.insert(Writer::start(self.shared.clone(), self.class, self.reservation.clone())?),
+        };
+        writer.begin(db, std::mem::take(&mut self.buffer));
+        self.buffered = 0;
+        self.with_writer = std::mem::take(&mut self.waiting);
+        Ok(())
+    }
+
+    /// Waits for the buffer that is being written.
+    fn await_writer(&mut self) -> Result<(), StoreError> {
+        let Some(written) = self.writer.as_mut().and_then(Writer::wait) else { return Ok(()) };
+        self.with_writer.clear();
+        self.note(written)
+    }
+
+    fn note(&mut self, written: Result<Written, StoreError>) -> Result<(), StoreError> {
+        let written = written.inspect_err(|_| self.failed = true)?;
+        self.totals.new_blocks += written.new_blocks;
+        self.totals.new_bytes += written.new_bytes;
+        self.drawn += written.drawn;
+        self.needs_flush |= !written.logged;
+        Ok(())
     }
 }
 
@@ -195,16 +225,19 @@ impl BlockSink for Ingest {
             return Ok(());
         }
         let key = key(cid);
-        if self.waiting.insert(key.clone(), data.len() as u64).is_none() {
+        let known = self.with_writer.contains_key(&key);
+        if !known && self.waiting.insert(key.clone(), data.len() as u64).is_none() {
             self.buffered += data.len() + BLOCK_OVERHEAD;
             self.buffer.push(Incoming { key, data });
         }
-        if self.buffered >= BUFFER { self.write_out(Log::Skip) } else { Ok(()) }
+        if self.buffered >= BUFFER { self.write_behind() } else { Ok(()) }
     }
 }
 
 impl Drop for Ingest {
     fn drop(&mut self) {
+        // What was drawn counts in any case; a failure has nobody left to tell, and nothing is acknowledged.
+        let _ = self.await_writer();
         if let (Some(id), true) = (&self.reservation, self.drawn > 0) {
             self.shared.space.undraw(id, self.drawn);
         }

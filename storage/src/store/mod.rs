@@ -9,6 +9,7 @@
 //! | `pinned` | bytes handed out without a copy |
 //! | `write` | putting a batch of blocks: dedupe, stamps, books, faults |
 //! | `ingest` | a series of puts that is acknowledged as a whole |
+//! | `behind` | writing one batch while the next is gathered |
 //! | `barrier` | group commit |
 //! | `lease` | generations, and what a collection must leave alone |
 //! | `located` | blocks that are left in files of the user's own |
@@ -31,6 +32,7 @@
 
 mod backup;
 mod barrier;
+mod behind;
 pub mod decoders;
 mod gc;
 mod graph;

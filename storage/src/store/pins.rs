@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::graph::{children, has_links};
+use super::write::LOOKED_UP;
 use super::{Shared, Store, key};
 use crate::db::{Batch, DbError, StateDb, Table, TableKey, head};
 use crate::{BlockSource, Class, StoreError, hash};
@@ -330,20 +331,39 @@ impl Shared {
         Err(StoreError::Missing { cid: *cid, what: format!("pin {}", pin.id) })
     }
 
+    /// [`hold_block`](Self::hold_block) for many. Those that carry the stamp of this generation, as all do that were just
+    /// added, are only looked up: no collection deletes them while the pin's lease lasts.
+    fn hold_blocks(&self, pin: &Pin, cids: &[Cid]) -> Result<(), StoreError> {
+        let (db, _) = self.db()?;
+        let generation = self.leases.generation();
+        let stored = cids.iter().filter(|cid| hash::inline(cid).is_none());
+        let mut blocks: Vec<(Vec<u8>, &Cid)> = stored.map(|cid| (key(cid), cid)).collect();
+        blocks.sort_unstable();
+        blocks.dedup_by(|a, b| a.0 == b.0);
+        for some in blocks.chunks(LOOKED_UP) {
+            let keys: Vec<&[u8]> = some.iter().map(|(key, _)| key.as_slice()).collect();
+            for ((_, cid), found) in some.iter().zip(db.metas_of(&keys)?) {
+                if found.is_none_or(|meta| meta.quarantined || meta.generation != generation) {
+                    self.hold_block(pin, cid)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Checks that a whole DAG is here and stamps every block of it. Memory grows with the number of nodes, not of raw
     /// leaves.
     fn hold_dag(self: &Arc<Self>, pin: &Pin) -> Result<(), StoreError> {
         let store = Store { shared: self.clone() };
         let mut seen: HashSet<Cid> = HashSet::new();
-        let mut stack = vec![pin.root];
+        self.hold_block(pin, &pin.root)?;
+        let mut stack = if has_links(&pin.root) { vec![pin.root] } else { Vec::new() };
         while let Some(cid) = stack.pop() {
-            self.hold_block(pin, &cid)?;
-            if !has_links(&cid) || !seen.insert(cid) {
-                continue;
-            }
             let missing = || StoreError::Missing { cid, what: format!("pin {}", pin.id) };
             let data = store.get(&cid)?.ok_or_else(missing)?;
-            stack.extend(children(&cid, &data)?.into_iter().rev());
+            let below = children(&cid, &data)?;
+            self.hold_blocks(pin, &below)?;
+            stack.extend(below.into_iter().rev().filter(|child| has_links(child) && seen.insert(*child)));
         }
         Ok(())
     }

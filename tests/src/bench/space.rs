@@ -3,7 +3,7 @@
 //!
 //! Everything lies on the disk, since what is written to memory is not counted anywhere. Bytes written are those that
 //! `/proc/PID/io` tells at the process' end, its log and state included; bytes on the disk those of all files of the
-//! repo after that. Small adds go through one daemon, one after the other, each acknowledged.
+//! repo after that. Bytes stored are those of all blocks. Small adds go through one daemon, one after the other, each acknowledged.
 
 use std::path::Path;
 
@@ -37,20 +37,22 @@ pub(super) fn run(large_mib: u64, disk: &Place, report: &mut Report) {
     } else {
         format!("{large_mib} MiB")
     };
-    add(file.path(), &format!("add {name}"), large_mib * MIB, WRITTEN_LARGE, disk, report);
+    add(file.path(), &format!("add {name}"), WRITTEN_LARGE, disk, report);
     drop(file);
     let tree = tempfile::tempdir().expect("a temporary directory");
     kubo::make_tree(tree.path());
-    add(tree.path(), "add 100,000 files", kubo::TREE_BYTES, WRITTEN_SMALL, disk, report);
+    add(tree.path(), "add 100,000 files", WRITTEN_SMALL, disk, report);
     drop(tree);
     many_adds(disk, report);
 }
 
-fn add(path: &Path, name: &str, bytes: u64, most_written: f64, disk: &Place, report: &mut Report) {
+fn add(path: &Path, name: &str, most_written: f64, disk: &Place, report: &mut Report) {
     let node = Node::init_below(&disk.dir, None);
     let before = disk_bytes(&node.repo());
     let path = path.to_str().expect("a plain name");
-    let usage = process::run(&mut node.command(&["add", "--quieter", path]));
+    let usage = process::run(&mut node.command(&["add", path, "--json"]));
+    let added: serde_json::Value = serde_json::from_slice(&usage.stdout).expect("one JSON object");
+    let bytes = added["dag_size"].as_u64().expect("a size");
     report.memory_at_most(&format!("{name}, peak memory"), usage.peak_memory, super::ADD_MEMORY_BOUND);
     let on_disk = disk_bytes(&node.repo()) - before;
     for (what, value, most) in [("disk", on_disk, DISK), ("written", usage.written, most_written)] {
