@@ -105,6 +105,11 @@ pub enum StoreError {
         /// What is the matter with it.
         problem: String,
     },
+    /// Nobody is there any more for whom it was done.
+    #[error(
+        "whoever asked for this went away, so it was broken off; what it stored is reused if it is asked for again"
+    )]
+    Abandoned,
     /// The ingest already failed; its first error says why.
     #[error("this write failed before and cannot go on; nothing of it was kept")]
     IngestFailed,

@@ -201,7 +201,11 @@ fn own_calls_tell_progress() {
     }
     // One answer in either form.
     let plain = api.call("add", &request);
-    assert_eq!((plain.status, &plain.json()), (200, &last["result"]));
+    let mut expected = last["result"].clone();
+    assert_eq!((&expected["new_blocks"], &expected["blocks"]), (&json!(33), &json!(33)));
+    // Now all of it is here.
+    (expected["new_blocks"], expected["new_bytes"]) = (json!(0), json!(0));
+    assert_eq!((plain.status, &plain.json()), (200, &expected));
     let failed =
         api.call_with("add", &json!({ "path": "/no/such/file" }), &[("accept", "application/x-ndjson")]);
     let told: Value = serde_json::from_slice(&failed.body).expect("one line");
@@ -490,5 +494,66 @@ fn an_upload_that_fails_late_breaks_off() {
     let bad = ask("big");
     assert!(bad.contains("200 OK") && bad.contains("already an entry"), "{bad}");
     assert!(!bad.contains(r#""Hash":"#) && !bad.ends_with("0\r\n\r\n"), "{bad}");
+    node.stop();
+}
+
+#[test]
+fn the_gateway_says_what_content_is() {
+    let mut node = Node::init(None);
+    node.start();
+    let gateway = Api::gateway(&node);
+    for (name, content, media) in [
+        ("picture", &b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"[..], "image/png"),
+        ("note", "größe".as_bytes(), "text/plain; charset=utf-8"),
+        ("data", b"\0\x01\x02", "application/octet-stream"),
+    ] {
+        let file = node.file(name);
+        std::fs::write(&file, content).expect("a file");
+        let added = node.json(&["add", path_text(&file)]);
+        let path = format!("/ipfs/{}", added["cid"].as_str().expect("a CID"));
+        for range in [&[][..], &[("range", "bytes=1-2")]] {
+            let answer = gateway.get(&path, range);
+            assert_eq!(answer.header("content-type"), media, "{name}");
+            assert_eq!(answer.body, if range.is_empty() { content } else { &content[1..3] });
+        }
+        assert_eq!(gateway.send(Method::HEAD, &path, &[], Vec::new()).header("content-type"), media);
+    }
+    node.stop();
+}
+
+#[test]
+fn blocks_in_files_are_told_as_kubo_tells_them() {
+    let mut node = Node::init(None);
+    node.json(&["config", "set", "fetch.timeout_secs", "1"]);
+    node.start();
+    let (api, gateway) = (Api::of(&node), Api::gateway(&node));
+    let file = node.file("library");
+    random_file(&file, (1 << 20) + 9, 61);
+    let added = node.json(&["add", "--nocopy", path_text(&file)]);
+    let root = added["cid"].as_str().expect("a CID");
+    let told = |path: &str| {
+        let answer = api.post(&format!("/api/v0/filestore/{path}"));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let line = |line: &str| serde_json::from_str(line).expect("a line of JSON");
+        answer.text().lines().map(line).collect::<Vec<Value>>()
+    };
+    let all = told("ls");
+    let mut sizes: Vec<_> = all.iter().map(|line| (line["Offset"].as_u64(), line["Size"].as_u64())).collect();
+    sizes.sort_unstable();
+    assert_eq!(sizes, [(Some(0), Some(1 << 20)), (Some(1 << 20), Some(9))]);
+    assert!(all.iter().all(|line| line["Status"] == 0 && line["FilePath"] == path_text(&file)), "{all:?}");
+    assert_eq!(told("verify"), all);
+    let one = all[0]["Key"]["/"].as_str().expect("a CID");
+    assert_eq!(told(&format!("ls?arg={one}")), all[..1]);
+    assert_eq!(told(&format!("ls?arg={root}"))[0]["Status"], 30, "the root is copied");
+    std::fs::write(&file, "something else").expect("a file");
+    assert!(told("verify").iter().all(|line| line["Status"] == 12));
+    std::fs::remove_file(&file).expect("it goes");
+    assert!(told("verify").iter().all(|line| line["Status"] == 11 && line["ErrorMsg"] != ""));
+    // Strangers on the web are not told where the user has files.
+    let answer = gateway.get(&format!("/ipfs/{root}?format=raw"), &[]);
+    assert_eq!(answer.status, 200);
+    let answer = gateway.get(&format!("/ipfs/{one}?format=raw"), &[]);
+    assert_eq!((answer.status, answer.text().contains("library")), (500, false), "{}", answer.text());
     node.stop();
 }

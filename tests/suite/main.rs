@@ -17,5 +17,6 @@ mod inputs;
 mod kubo;
 mod market;
 mod orders;
+mod resume;
 mod sealed;
 mod torrents;

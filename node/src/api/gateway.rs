@@ -14,8 +14,10 @@ use axum::response::{IntoResponse, Redirect, Response};
 use btfs_storage::Cid;
 use btfs_storage::read::{Kind, ReadError};
 use serde::Deserialize;
+use tokio::io::AsyncReadExt;
 
 use super::call::ApiError;
+use super::media;
 use crate::node::Node;
 use crate::retrieve::{RetrieveError, Retriever};
 
@@ -230,12 +232,24 @@ async fn file(
         }
     };
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type(name)));
+    let mut content = retriever.open(cid).await.map_err(failed)?;
+    let media = match media::by_name(name) {
+        Some(media) => media,
+        None => {
+            let mut head = Vec::with_capacity(media::HEAD);
+            let read = (&mut content).take(media::HEAD as u64).read_to_end(&mut head).await;
+            read.map_err(|error| match error.downcast::<RetrieveError>() {
+                Ok(error) => failed(error),
+                Err(error) => ApiError::from(error),
+            })?;
+            media::by_content(&head)
+        }
+    };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     if asked.method == Method::HEAD {
         return Ok((status, headers).into_response());
     }
-    let content = retriever.content(cid, start, length).await.map_err(failed)?;
-    Ok((status, headers, Body::from_stream(content)).into_response())
+    Ok((status, headers, Body::from_stream(content.range(start, length))).into_response())
 }
 
 async fn directory(
@@ -283,38 +297,6 @@ async fn directory(
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-/// Media types by file name, for what browsers show themselves.
-fn media_type(name: &str) -> &'static str {
-    const TYPES: [(&str, &str); 22] = [
-        ("html", "text/html; charset=utf-8"),
-        ("htm", "text/html; charset=utf-8"),
-        ("css", "text/css; charset=utf-8"),
-        ("js", "text/javascript; charset=utf-8"),
-        ("mjs", "text/javascript; charset=utf-8"),
-        ("json", "application/json"),
-        ("txt", "text/plain; charset=utf-8"),
-        ("md", "text/markdown; charset=utf-8"),
-        ("svg", "image/svg+xml"),
-        ("png", "image/png"),
-        ("jpg", "image/jpeg"),
-        ("jpeg", "image/jpeg"),
-        ("gif", "image/gif"),
-        ("webp", "image/webp"),
-        ("avif", "image/avif"),
-        ("mp4", "video/mp4"),
-        ("webm", "video/webm"),
-        ("mp3", "audio/mpeg"),
-        ("ogg", "audio/ogg"),
-        ("wav", "audio/wav"),
-        ("pdf", "application/pdf"),
-        ("wasm", "application/wasm"),
-    ];
-    let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
-    extension
-        .and_then(|extension| TYPES.iter().find(|(known, _)| *known == extension))
-        .map_or("application/octet-stream", |(_, media)| media)
 }
 
 #[cfg(test)]

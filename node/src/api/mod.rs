@@ -13,6 +13,7 @@ use crate::node::Node;
 pub mod call;
 pub mod gateway;
 pub mod guard;
+mod media;
 pub mod metrics;
 pub mod query;
 pub mod v0;

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 mod add;
 mod dag;
+mod filestore;
 
 use super::call::{ApiError, Progress};
 use super::query::Arguments;
@@ -41,6 +42,7 @@ pub fn routes() -> Router<Arc<Node>> {
         .route("/api/v0/version", post(version))
         .route("/api/v0/shutdown", post(shutdown))
         .merge(dag::routes())
+        .merge(filestore::routes())
 }
 
 type Answer = Result<axum::Json<Value>, ApiError>;

@@ -11,56 +11,87 @@ use super::client::Client;
 use crate::calls::add::{AddOptions, AddRequest, Added};
 use crate::config::ByteSize;
 
+/// Heads of the groups of options in the help.
+const OPTIONS: &str = "What is done with it";
+const TAKEN: &str = "What is taken";
+const SHAPE: &str = "How it is cut and linked (changes the CID)";
+const RECORDED: &str = "What is recorded beside names and contents (changes the CID)";
+
+/// What stands below the options in `btfs add --help`.
+const ABOUT: &str = "\
+What a CID depends on: the content, the names in directories, and the options of the last two groups. Whoever adds the
+same with the same of these, here or with Kubo, gets the same CID. The two profiles:
+
+                  CIDs         files cut at  leaves   links a node  directories sharded above
+  unixfs-v1-2025  bafy, bafk   1 MiB         raw      1024          256 KiB, as a block
+  unixfs-v0-2015  Qm           256 KiB       dag-pb   174           256 KiB, of names and CIDs
+
+Examples:
+  btfs add photos                        a directory with everything in it
+  btfs add -w a.txt b.txt                both in one directory, each under its name
+  tar c src | btfs add -w --stdin-name src.tar -
+  btfs add --profile unixfs-v0-2015 x    the Qm... CID that Kubo gives x unless told otherwise
+  btfs add -n x                          the CID that x would have; nothing is stored
+  btfs add --nocopy /srv/films           no copies: blocks are read from the films themselves
+  btfs add --private letter.pdf          sealed; only who has the printed link can read it
+  btfs add --torrent album               a magnet link, too
+
+An add that was broken off is simply started again: it reads and hashes everything anew, and stores what is missing.";
+
 #[derive(Debug, Args)]
+#[command(after_long_help = ABOUT)]
 pub struct Add {
     /// Files or directories; `-` is standard input.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
+    /// Put everything into one directory, each under its name.
+    #[arg(long, short, help_heading = OPTIONS)]
+    wrap_with_directory: bool,
+    /// The name of standard input in that directory.
+    #[arg(long, value_name = "NAME", requires = "wrap_with_directory", help_heading = OPTIONS)]
+    stdin_name: Option<String>,
+    /// Seal the file with a new key and print a link that carries it, CID#key. Only who has the link can read the file;
+    /// the key is kept nowhere else. It is not announced.
+    #[arg(long, help_heading = OPTIONS, conflicts_with_all = ["torrent", "nocopy", "only_hash", "wrap_with_directory",
+        "hidden", "ignore", "ignore_rules_path", "dereference_symlinks", "empty_dirs", "preserve_mode", "preserve_mtime",
+        "mode", "mtime"])]
+    private: bool,
+    /// Announce a private file like any other.
+    #[arg(long, requires = "private", help_heading = OPTIONS)]
+    announce: bool,
+    /// Make and seed a torrent, hashed in the same pass.
+    #[arg(long, help_heading = OPTIONS)]
+    torrent: bool,
+    /// Leave file contents where they are instead of copying them: the files must stay, and stay the same.
+    #[arg(long, conflicts_with = "only_hash", help_heading = OPTIONS)]
+    nocopy: bool,
+    /// Only print the CID; store nothing.
+    #[arg(long, short = 'n', conflicts_with = "torrent", help_heading = OPTIONS)]
+    only_hash: bool,
+    /// Do not pin: the next collection takes it.
+    #[arg(long, help_heading = OPTIONS)]
+    no_pin: bool,
+    /// `--pin=false` does not pin, as `--no-pin`.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        help_heading = OPTIONS)]
+    pin: Option<bool>,
+    /// The pin's name; default: the name of what is added.
+    #[arg(long, value_name = "NAME", help_heading = OPTIONS)]
+    pin_name: Option<String>,
+    /// Print the CID and nothing else.
+    #[arg(long, short = 'Q', help_heading = OPTIONS)]
+    quieter: bool,
     #[command(flatten)]
     taken: Taken,
     #[command(flatten)]
     shape: Shape,
     #[command(flatten)]
     recorded: Recorded,
-    /// Put everything into one directory, each under its name.
-    #[arg(long, short)]
-    wrap_with_directory: bool,
-    /// The name of standard input in that directory.
-    #[arg(long, value_name = "NAME", requires = "wrap_with_directory")]
-    stdin_name: Option<String>,
-    /// Seal the file with a new key and print a link that carries it, CID#key. Only who has the link can read the file;
-    /// the key is kept nowhere else. It is not announced.
-    #[arg(long, conflicts_with_all = ["torrent", "only_hash", "wrap_with_directory", "hidden", "ignore", "ignore_rules_path",
-        "preserve_mode", "preserve_mtime", "mode", "mtime"])]
-    private: bool,
-    /// Announce a private file like any other.
-    #[arg(long, requires = "private")]
-    announce: bool,
-    /// Make and seed a torrent, hashed in the same pass.
-    #[arg(long)]
-    torrent: bool,
-    /// Leave file contents where they are instead of copying them: the files must stay, and stay the same.
-    #[arg(long, conflicts_with = "only_hash")]
-    nocopy: bool,
-    /// Only print the CID; store nothing.
-    #[arg(long, short = 'n', conflicts_with = "torrent")]
-    only_hash: bool,
-    /// Do not pin.
-    #[arg(long)]
-    no_pin: bool,
-    /// `--pin=false` does not pin, as `--no-pin`.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pin: Option<bool>,
-    /// The pin's name; default: the name of what is added.
-    #[arg(long, value_name = "NAME")]
-    pin_name: Option<String>,
-    /// Print the CID and nothing else.
-    #[arg(long, short = 'Q')]
-    quieter: bool,
 }
 
 /// What of a tree is taken in.
 #[derive(Debug, Args)]
+#[command(next_help_heading = TAKEN)]
 struct Taken {
     /// Directories are always added with all below them; taken for the habit.
     #[arg(long, short)]
@@ -84,14 +115,15 @@ struct Taken {
 
 /// How files become blocks.
 #[derive(Debug, Args)]
+#[command(next_help_heading = SHAPE)]
 struct Shape {
-    /// How files become blocks: unixfs-v1-2025 (default) or unixfs-v0-2015; the options below deviate from it.
-    #[arg(long)]
+    /// Where the other values come from: unixfs-v1-2025 (default) or unixfs-v0-2015; see the table below.
+    #[arg(long, value_name = "NAME")]
     profile: Option<String>,
     /// Where files are cut: size-BYTES, rabin[-AVG|-MIN-AVG-MAX], buzhash or fastcdc[-AVG|-MIN-AVG-MAX].
     #[arg(long, short = 's')]
     chunker: Option<String>,
-    /// Tie leaves together for reading from the start, not for seeking.
+    /// Tie leaves together for reading from the start, not for seeking, as for a live stream.
     #[arg(long, short)]
     trickle: bool,
     /// 0 or 1; 1 makes leaves raw and 0 does not, unless --raw-leaves says otherwise.
@@ -119,8 +151,9 @@ struct Shape {
 
 /// What is recorded beside names and contents. Leaves are not raw then.
 #[derive(Debug, Args)]
+#[command(next_help_heading = RECORDED)]
 struct Recorded {
-    /// Record the permissions of files and directories.
+    /// Record the permissions of files and directories. Leaves are not raw then, nor with the others of this group.
     #[arg(long)]
     preserve_mode: bool,
     /// Record times of modification.

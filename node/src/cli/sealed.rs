@@ -37,7 +37,7 @@ struct Private {
     size: u64,
     /// Bytes once sealed.
     sealed_size: u64,
-    /// Distinct blocks.
+    /// Blocks, repetitions included.
     blocks: u64,
 }
 

@@ -13,11 +13,10 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use btfs_storage::read::{self, DirEntry, ReadError, Stat};
+use btfs_storage::read::{self, AheadReader, Blocks, DirEntry, ReadError, Stat};
 use btfs_storage::{BlockSource, Bytes, Cid, Class, Ingest, Ingested, Pin, StoreError};
 use futures::stream::{BoxStream, StreamExt};
 use tokio::sync::OnceCell;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::call::Progress;
 use crate::node::Node;
@@ -62,7 +61,7 @@ pub enum RetrieveError {
     NoSuchPath(String),
     /// The blocks are there and are no such thing.
     #[error(transparent)]
-    Read(ReadError),
+    Read(#[from] ReadError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -113,9 +112,6 @@ pub struct Retriever {
 }
 
 impl Retriever {
-    /// Blocks of content in flight ahead of the reader: 16 MiB of 1 MiB leaves.
-    const READ_AHEAD: usize = 16;
-
     /// Fetches what is missing, with the timeout of the configuration.
     pub fn new(node: Arc<Node>) -> Self {
         let timeout = Duration::from_secs(node.config.fetch.timeout_secs);
@@ -183,55 +179,20 @@ impl Retriever {
         fetched.map(|(block, _)| block).map_err(|error| or_moved(error, moved))
     }
 
-    /// Up to `length` bytes of a file from `offset`, in order, fetched a bounded number of blocks ahead.
+    /// A reader of a file, which is fetched a bounded number of bytes ahead.
+    pub async fn open(&self, cid: &Cid) -> Result<AheadReader<Retriever>, RetrieveError> {
+        let _ = self.origin.set(*cid);
+        AheadReader::open(self.clone(), cid).await
+    }
+
+    /// Up to `length` bytes of a file from `offset`, in order.
     pub async fn content(
         &self,
         cid: &Cid,
         offset: u64,
         length: u64,
     ) -> Result<BoxStream<'static, Result<Bytes, RetrieveError>>, RetrieveError> {
-        let (of, end) = (*cid, offset.saturating_add(length));
-        let plan = self.reading(cid, move |source| read::leaf_plan(source, &of, offset..end)).await?;
-        let slices = futures::stream::try_unfold((self.clone(), plan), |(retriever, mut plan)| async move {
-            loop {
-                let (back, slice) = retriever
-                    .node
-                    .store
-                    .run(move |store| {
-                        let slice = plan.next(store);
-                        (plan, slice)
-                    })
-                    .await;
-                plan = back;
-                match slice {
-                    Ok(slice) => return Ok(slice.map(|slice| (slice, (retriever, plan)))),
-                    Err(ReadError::Missing(cid) | ReadError::Store(StoreError::Corrupt { cid })) => {
-                        retriever.cache(&plan.root(), cid).await?;
-                    }
-                    Err(error) => return Err(RetrieveError::Read(error)),
-                }
-            }
-        });
-        let retriever = self.clone();
-        let bytes =
-            slices
-                .map(move |slice| {
-                    let retriever = retriever.clone();
-                    // A task of its own: blocks come in though the reader pauses.
-                    let fetched = AbortOnDropHandle::new(tokio::spawn(async move {
-                        let slice = slice?;
-                        if let Some(content) = slice.content {
-                            return Ok(content);
-                        }
-                        let block = retriever.block(&slice.cid).await?;
-                        slice.bytes(&OneBlock { cid: slice.cid, block }).map_err(RetrieveError::Read)
-                    }));
-                    async move {
-                        fetched.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
-                    }
-                })
-                .buffered(Self::READ_AHEAD);
-        Ok(bytes.boxed())
+        Ok(self.open(cid).await?.range(offset, length).boxed())
     }
 
     /// Brings the whole DAG into the store and, if asked, pins it in the same acknowledgement. What it returns keeps the
@@ -394,22 +355,15 @@ async fn stored(store: &btfs_storage::Store, cid: Cid) -> Result<Option<Bytes>, 
     }
 }
 
-/// A source of the one block in hand.
-struct OneBlock {
-    cid: Cid,
-    block: Bytes,
-}
+impl Blocks for Retriever {
+    type Error = RetrieveError;
 
-impl BlockSource for OneBlock {
-    fn get(&self, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
-        Ok((cid.hash() == self.cid.hash()).then(|| self.block.clone()))
+    async fn leaf(&self, cid: Cid) -> Result<Bytes, RetrieveError> {
+        self.block(&cid).await
     }
 
-    fn has(&self, cid: &Cid) -> Result<bool, StoreError> {
-        Ok(cid.hash() == self.cid.hash())
-    }
-
-    fn block_size(&self, cid: &Cid) -> Result<Option<u64>, StoreError> {
-        Ok((cid.hash() == self.cid.hash()).then_some(self.block.len() as u64))
+    /// Kept in the cache, since whoever reads on needs it again.
+    async fn node(&self, cid: Cid) -> Result<Bytes, RetrieveError> {
+        self.reading(&cid, move |source| source.get(&cid)?.ok_or(ReadError::Missing(cid))).await
     }
 }

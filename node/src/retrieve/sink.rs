@@ -6,7 +6,8 @@ use tokio::sync::mpsc;
 
 /// An open ingest.
 pub struct Sink {
-    queue: mpsc::Sender<(Cid, Bytes)>,
+    /// Blocks, and nothing once all are there.
+    queue: mpsc::Sender<Option<(Cid, Bytes)>>,
     writer: tokio::task::JoinHandle<Result<Ingest, StoreError>>,
     store: Store,
 }
@@ -18,11 +19,16 @@ impl Sink {
     /// Opens an ingest for `class`.
     pub fn start(store: &Store, class: Class) -> Result<Self, StoreError> {
         let mut ingest = store.ingest(class)?;
-        let (queue, mut blocks) = mpsc::channel::<(Cid, Bytes)>(Self::WAITING);
+        let (queue, mut blocks) = mpsc::channel::<Option<(Cid, Bytes)>>(Self::WAITING);
         let writer = tokio::task::spawn_blocking(move || {
-            while let Some((cid, block)) = blocks.blocking_recv() {
-                ingest.put(&cid, block)?;
+            while let Some(next) = blocks.blocking_recv() {
+                match next {
+                    Some((cid, block)) => ingest.put(&cid, block)?,
+                    None => return Ok(ingest),
+                }
             }
+            // The fetch was broken off. What came is not fetched again if it is begun anew.
+            ingest.expose()?;
             Ok(ingest)
         });
         Ok(Self { queue, writer, store: store.clone() })
@@ -32,7 +38,7 @@ impl Sink {
     /// more would be a sixth of a fetch's time.
     pub async fn put(&self, cid: Cid, block: Bytes) -> Result<(), StoreError> {
         // A closed queue means that the writer failed; `finish` says how.
-        let _ = self.queue.send((cid, block)).await;
+        let _ = self.queue.send(Some((cid, block))).await;
         Ok(())
     }
 
@@ -46,6 +52,8 @@ impl Sink {
         self,
         state: impl FnOnce(&mut Batch) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<Ingested, StoreError> {
+        // The same.
+        let _ = self.queue.send(None).await;
         drop(self.queue);
         let ingest =
             self.writer.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;

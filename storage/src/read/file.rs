@@ -76,7 +76,7 @@ pub fn leaf_plan(src: &dyn BlockSource, cid: &Cid, range: Range<u64>) -> Result<
     Ok(LeafPlan::over(*cid, Arc::new(file_node(src, cid)?), range))
 }
 
-fn file_node(src: &dyn BlockSource, cid: &Cid) -> Result<FileNode, ReadError> {
+pub(super) fn file_node(src: &dyn BlockSource, cid: &Cid) -> Result<FileNode, ReadError> {
     match node(src, cid)? {
         Node::File(file) => Ok(file),
         other => Err(ReadError::NotAFile { cid: *cid, kind: Kind::from(&other) }),
@@ -88,7 +88,8 @@ fn wrong_size(cid: &Cid) -> ReadError {
 }
 
 impl LeafPlan {
-    fn over(root: Cid, node: Arc<FileNode>, range: Range<u64>) -> LeafPlan {
+    /// The same over a root node that was read already.
+    pub(super) fn over(root: Cid, node: Arc<FileNode>, range: Range<u64>) -> LeafPlan {
         let size = node.size;
         let range = range.start.min(size)..range.end.min(size);
         let mut plan = LeafPlan { root, size, range, inline: None, stack: Vec::new() };

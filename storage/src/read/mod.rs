@@ -4,7 +4,8 @@
 //! its nodes state, so trickle and hand-made layouts read like balanced ones.
 //!
 //! * [`resolve`], [`ls`] and [`stat`] look at names and sizes.
-//! * [`FileReader`] reads and seeks; [`LeafPlan`] answers which leaves make up a byte range.
+//! * [`LeafPlan`] answers which leaves make up a byte range. [`AheadReader`] reads them ahead, from wherever they come in
+//!   their own time; [`FileReader`] reads what is in the store, one after the other, on a thread that may block.
 //! * [`Walk`] goes through all blocks of a DAG; [`export`] writes files and directories out, with the modes and times
 //!   that they record, [`pack`] makes an archive of them.
 //!
@@ -15,6 +16,7 @@
 //! DAGs are foreign input. Sizes are checked against each other on the way down, tries against the hashes of their
 //! names, depths against a cap; a directory entry with a name that would leave its directory is never written out.
 
+mod ahead;
 mod archive;
 mod dir;
 mod export;
@@ -31,6 +33,7 @@ use bytes::Bytes;
 use cid::Cid;
 use serde::{Deserialize, Serialize};
 
+pub use ahead::{AheadReader, Blocks};
 pub use archive::{Packing, pack, pack_to_file};
 pub use dir::{DirEntry, Entries, for_each_entry, ls, resolve};
 pub use export::export;
