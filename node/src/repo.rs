@@ -225,6 +225,8 @@ impl Repo {
     /// Copies what makes the node what it is beside its databases: network, key, and, last, the settings, so that a
     /// copy that broke off is not taken for a whole one. Not the token: it is for those who use this very place.
     pub fn copy_files_to(&self, target: &Path) -> Result<(), RepoError> {
+        fs::set_permissions(target, fs::Permissions::from_mode(0o700))
+            .map_err(io("cannot set the mode of", target))?;
         for (name, mode) in COPIED {
             let from = self.root.join(name);
             match fs::read(&from) {

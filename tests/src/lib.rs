@@ -11,3 +11,4 @@ pub mod ipfs;
 pub mod network;
 pub mod node;
 pub mod peers;
+pub mod storm;

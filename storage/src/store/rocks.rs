@@ -1,5 +1,6 @@
 //! The block database: column families, options with their reasons, record codecs.
 
+mod orphans;
 mod reclaim;
 
 use std::path::{Path, PathBuf};
@@ -174,9 +175,13 @@ impl BlockDb {
         }
         // What tells the reader of a log to stop at damage is the same as what lets a damaged table stop writes.
         options.set_paranoid_checks(damage != Damage::IsPassedOver);
+        let before = orphans::blob_files(path)
+            .map_err(|source| DbError::Directory { path: path.to_owned(), source })?;
         let db =
             DB::open_cf_descriptors(&options, path, families).map_err(|e| DbError::from_rocks(path, e))?;
-        Ok(BlockDb { db, path: path.to_owned(), damage })
+        let db = BlockDb { db, path: path.to_owned(), damage };
+        db.remove_orphans(&before)?;
+        Ok(db)
     }
 
     /// Whether a damaged table that a compaction meets stops writes.

@@ -4,13 +4,16 @@
 //! The network that is killed in has a ledger, a renter and three hosts ([`world`]). Moments are of two kinds: a state
 //! that is waited for (polled over the API of a node, then killed at once; what the kill really hit is read from the
 //! dead node's database by [`durable`]), and a random one. The seed of the random ones is printed, and
-//! `BTFS_CRASH_SEED` sets it.
+//! `BTFS_CRASH_SEED` sets it. A store alone is killed a hundred times in the middle of everything ([`storm`]), or as often
+//! as `BTFS_CRASH_KILLS` says. What a kill cannot show, that all was synced, is read from a trace of calls ([`synced`]).
 
 use std::time::{Duration, Instant};
 
 mod adds;
 mod durable;
 mod renting;
+mod storm;
+mod synced;
 mod world;
 
 /// Whatever is waited for has to happen within this.

@@ -226,3 +226,26 @@ fn a_flipped_bit_in_the_log_loses_nothing_before_it_and_is_told() {
         assert_eq!(store.get(cid).unwrap().as_ref(), expected);
     }
 }
+
+#[test]
+fn what_a_crash_left_of_a_blob_file_goes_and_a_damaged_one_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, dags) = three(dir.path());
+    store.close().unwrap();
+    let files = || files(dir.path(), "blob");
+    let live = files();
+    // Half of a file that a flush did not finish.
+    let half = std::fs::read(&live[0]).unwrap();
+    std::fs::write(dir.path().join("blocks/000003.blob"), &half[..half.len() / 2]).unwrap();
+    let store = open(dir.path());
+    assert_eq!(files(), live);
+    store.close().unwrap();
+    // A live file that lost its footer is damaged, and not left over.
+    let bytes = std::fs::read(&live[1]).unwrap();
+    std::fs::write(&live[1], &bytes[..bytes.len() - 7]).unwrap();
+    let store = open(dir.path());
+    assert_eq!(files(), live);
+    assert!(store.verify(None, &mut |_| true).unwrap().damaged > 0);
+    assert_eq!(lacking(&store), [("own:1".to_owned(), 8)]);
+    assert_eq!(store.get(&dags[0].1[0].0).unwrap().as_ref(), Some(&dags[0].1[0].1));
+}
