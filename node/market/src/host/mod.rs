@@ -3,7 +3,7 @@
 //! The node hands every request of the market's protocols to [`HostService::rental`], [`HostService::offer`] and
 //! [`HostService::audit`]; the market's loop calls [`HostService::tick`] when settlement time moves. Each step of the
 //! protocol is one file here: [`propose`] (space), [`receive`] (blocks), [`sign`](sign), [`prove`], [`paid`]
-//! (vouchers and redemption), [`notice`] (early ends) and [`tick`] (what time does).
+//! (vouchers and redemption), [`notice`] (early ends), [`tick`] (what time does) and [`collect`] (space).
 //!
 //! Invariants:
 //!
@@ -13,6 +13,7 @@
 //!   hashes, sums against the terms, roots against our own.
 //! - Audits are answered from the local store alone.
 
+mod collect;
 mod notice;
 mod offers;
 mod paid;
@@ -100,8 +101,9 @@ pub(crate) struct Inner {
     provers: Mutex<prove::Provers>,
     /// Whether blocks of agreements that are over may wait for a collection.
     garbage: AtomicBool,
-    /// When this process last collected; held while it does, so that whoever ticks finds it done.
-    collected: tokio::sync::Mutex<Option<Instant>>,
+    collecting: Mutex<collect::Collecting>,
+    /// Whether a collection runs; changes under the lock of `collecting`.
+    collects: tokio::sync::watch::Sender<bool>,
     /// Settlement time of this process's first tick.
     up_since: OnceLock<u64>,
     /// Agreements that are not paid for as they should be: when that was first seen, on the settlement's clock and on
@@ -202,7 +204,8 @@ impl HostService {
             proof_slots: Semaphore::new(MAX_PROOFS),
             provers: Mutex::new(prove::Provers::default()),
             garbage: AtomicBool::new(left_over),
-            collected: tokio::sync::Mutex::new(None),
+            collecting: Mutex::default(),
+            collects: tokio::sync::watch::Sender::new(false),
             up_since: OnceLock::new(),
             arrears: Mutex::new(HashMap::new()),
             telling: Mutex::new(HashSet::new()),

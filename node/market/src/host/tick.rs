@@ -26,10 +26,6 @@ pub(crate) const VOUCHER_WAIT: Duration = Duration::from_secs(30);
 /// Seconds for which an agreement that is over stays on record, for `status` and for late vouchers: longer than the longest
 /// notice period of a channel. Then it goes, since every scan reads all records.
 const SHOWN: u64 = 120 * 86_400;
-/// Least time between two collections after agreements that never began: whoever delivers and withdraws without end
-/// must not keep the disk busy. Those that were paid for are collected at once.
-const COLLECT_PAUSE: Duration = Duration::from_secs(60);
-
 impl HostService {
     /// Does everything that is due at settlement time `now`.
     pub async fn tick(&self, now: u64) {
@@ -57,10 +53,7 @@ impl HostService {
                 }
             }
         }
-        self.0.collect(freed).await;
-        if done {
-            self.0.worked_through.send_modify(|t| *t = now.max(*t));
-        }
+        self.0.collect_soon(freed, done.then_some(now));
     }
 
     /// Whether all that fell due until settlement time `time` is done: ends, redemptions, freed space. Vouchers that
@@ -77,23 +70,6 @@ impl HostService {
 }
 
 impl Inner {
-    /// Collects what agreements have left behind, and says what became free.
-    async fn collect(&self, freed: Vec<MarketEvent>) {
-        let mut collected = self.collected.lock().await;
-        let soon = collected.is_some_and(|at| at.elapsed() < COLLECT_PAUSE);
-        if (freed.is_empty() && soon) || !self.garbage.swap(false, Ordering::Relaxed) {
-            return;
-        }
-        match self.store.run(|s| s.gc()).await {
-            Ok(_) => freed.into_iter().for_each(|event| self.events.send(event)),
-            Err(error) => {
-                self.garbage.store(true, Ordering::Relaxed);
-                tracing::warn!(%error, "the space of ended agreements is not collected yet");
-            }
-        }
-        *collected = Some(Instant::now());
-    }
-
     /// One agreement's due step; whether space became free.
     async fn tick_one(
         self: &Arc<Self>,

@@ -255,7 +255,11 @@ impl RenterService {
                     let parity: Vec<Cid> = layout.parity_blocks().map(|b| b.0).collect();
                     s.pin_list(batch, &pin(parity_pin(id), PinKind::List, layout.cid()), &parity)?;
                 }
-                s.unpin(batch, &format!("quote:{}", prepared.quote.id).into())?;
+                let kept = s.unpin(batch, &format!("quote:{}", prepared.quote.id).into())?;
+                if thing.layout.is_some() && !kept {
+                    // It expired, and a collection may have taken its parity since.
+                    return Err(RentError::NoQuote(prepared.quote.id.clone()));
+                }
                 batch.put(&records::THINGS, &id.0, &thing)?;
                 Ok(())
             })

@@ -524,6 +524,7 @@ fn what_was_delivered_and_withdrawn_is_collected() {
     world.on(1, async move {
         host.rental(renter, RentalRequest::Cancel { id, epoch: u32::MAX }).await;
         host.tick(now).await;
+        host.collected().await;
     });
     assert!(!world.store(1).has(&root).unwrap(), "the blocks are gone with their agreement");
 }
@@ -545,6 +546,9 @@ fn what_a_crash_left_uncollected_goes_at_the_next_start() {
     world.kill(1);
     world.start(1);
     let (host, now) = (world.market(1).host().clone(), world.ledger.now());
-    world.on(1, async move { host.tick(now).await });
+    world.on(1, async move {
+        host.tick(now).await;
+        host.collected().await;
+    });
     assert!(!world.store(1).has(&root).unwrap());
 }
