@@ -77,6 +77,12 @@ pub async fn run(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let lock = repo.lock()?;
+    anyhow::ensure!(
+        !lock.is_read_only(),
+        "the disk of {} is read-only: a daemon cannot run on it; `btfs get`, `cat`, `ls`, `pin ls` and `repo verify` read \
+         what is there",
+        repo.root().display()
+    );
     repo.clear_api_address();
     let node = Arc::new(Node::open(repo, lock).await?);
     anyhow::ensure!(key.public() == node.public_key, "the key file does not hold the key of this repo");
@@ -133,6 +139,8 @@ async fn serve(
         () = node.stop.cancelled() => tracing::info!("stopping: asked to"),
     }
     node.stop.cancel();
+    // Whoever waits for a collection need not be waited for.
+    node.store.stop_collecting();
     for mut task in tasks {
         if tokio::time::timeout(GRACE, &mut task).await.is_err() {
             task.abort();

@@ -88,6 +88,14 @@ pub struct Repo {
 #[derive(Debug)]
 pub struct RepoLock {
     _file: File,
+    read_only: bool,
+}
+
+impl RepoLock {
+    /// Whether the repo's disk can only be read.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
 }
 
 impl Repo {
@@ -145,16 +153,18 @@ impl Repo {
     }
 
     /// Takes the repo for this process, or says who has it.
+    ///
+    /// On a disk that can only be read it is shared with others that read.
     pub fn lock(&self) -> Result<RepoLock, RepoError> {
         let path = self.root.join("lock");
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(io("cannot open", &path))?;
-        match file.try_lock() {
+        let opened = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let (mut file, read_only) = match opened {
+            Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+                (File::open(&path).map_err(io("cannot open", &path))?, true)
+            }
+            opened => (opened.map_err(io("cannot open", &path))?, false),
+        };
+        match if read_only { file.try_lock_shared() } else { file.try_lock() } {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
                 let mut holder = String::new();
@@ -168,10 +178,12 @@ impl Repo {
             }
             Err(fs::TryLockError::Error(source)) => return Err(io("cannot lock", &path)(source)),
         }
-        file.set_len(0)
-            .and_then(|()| write!(file, "{}", std::process::id()))
-            .map_err(io("cannot write", &path))?;
-        Ok(RepoLock { _file: file })
+        if !read_only {
+            file.set_len(0)
+                .and_then(|()| write!(file, "{}", std::process::id()))
+                .map_err(io("cannot write", &path))?;
+        }
+        Ok(RepoLock { _file: file, read_only })
     }
 
     /// Waits until the process that has the repo has ended.

@@ -58,20 +58,30 @@ pub fn lookup(state: &StateDb, hash: &[u8]) -> Result<Vec<Alias>, DbError> {
 
 /// Removes the aliases whose root no pin has any more.
 pub(crate) fn drop_unpinned(state: &StateDb) -> Result<(), DbError> {
-    let mut batch = state.batch();
-    let mut dropped = 0;
+    let mut unpinned = Vec::new();
     for record in state.scan(&ALIASES, &[]) {
         let (key, _) = record?;
-        if is_pinned_root(state, &decode_root(&key.1.0)?)? {
-            continue;
+        if !is_pinned_root(state, &decode_root(&key.1.0)?)? {
+            unpinned.push(key);
         }
-        batch.delete(&ALIASES, &key)?;
-        dropped += 1;
-        if dropped % DROP_BATCH == 0 {
-            state.commit(std::mem::replace(&mut batch, state.batch()))?;
+        if unpinned.len() == DROP_BATCH {
+            drop_if_unpinned(state, &unpinned)?;
+            unpinned.clear();
         }
     }
-    state.commit(batch)
+    drop_if_unpinned(state, &unpinned)
+}
+
+/// Removes those whose root still has no pin: it may have got one, and its aliases anew, since it was looked at.
+pub(crate) fn drop_if_unpinned(state: &StateDb, aliases: &[Key]) -> Result<(), DbError> {
+    state.commit_alone(|batch| {
+        for key in aliases {
+            if !is_pinned_root(state, &decode_root(&key.1.0)?)? {
+                batch.delete(&ALIASES, key)?;
+            }
+        }
+        Ok(())
+    })
 }
 
 fn decode_root(bytes: &[u8]) -> Result<Cid, DbError> {

@@ -162,6 +162,15 @@ pub enum StoreError {
         /// What went wrong.
         detail: String,
     },
+    /// The database could not rewrite its files.
+    #[error(
+        "deleted blocks are gone, but their space was not given back: a compaction of {} failed, as its file LOG says;          everything else is unaffected; make room if the disk is full, then collect again",
+        path.display()
+    )]
+    NotReclaimed {
+        /// The block database.
+        path: PathBuf,
+    },
     /// The process is about to end.
     #[error(
         "the collection was stopped; what it had not deleted yet is still here; it goes on at the next one"

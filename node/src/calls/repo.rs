@@ -84,6 +84,8 @@ pub struct GcAnswer {
     pub bytes_returned: u64,
     /// Whether nothing was changed.
     pub dry_run: bool,
+    /// Whether a damaged table keeps space from being returned.
+    pub kept_by_damage: bool,
 }
 
 call!(GcRequest => GcAnswer, "repo/gc");
@@ -214,6 +216,7 @@ pub async fn gc(node: &Node, request: GcRequest, progress: Progress) -> Answered
         pins_expired: report.expired_pins,
         bytes_returned: report.returned_bytes,
         dry_run: request.dry_run,
+        kept_by_damage: report.kept_by_damage,
     })
 }
 

@@ -37,7 +37,14 @@ impl Client {
         loop {
             match repo.lock() {
                 Ok(lock) => {
-                    repo.clear_api_address();
+                    if lock.is_read_only() {
+                        eprintln!(
+                            "btfs: the disk of {} is read-only: what is there can be read, nothing can be changed",
+                            repo.root().display()
+                        );
+                    } else {
+                        repo.clear_api_address();
+                    }
                     let node = Arc::new(Node::open(repo.clone(), lock).await?);
                     let router = crate::api::in_process(node.clone());
                     return Ok(Self { route: Route::InProcess { node, router }, progress });

@@ -57,8 +57,12 @@ impl RepoCommand {
                             0 => String::new(),
                             pins => format!("; {pins} pins had expired"),
                         };
+                        let kept = match done.kept_by_damage {
+                            true => "\na damaged table keeps the space of what it lists; `btfs repo verify` tells more",
+                            false => "",
+                        };
                         format!(
-                            "{verb} {} of {} blocks, {}{expired}",
+                            "{verb} {} of {} blocks, {}{expired}{kept}",
                             done.blocks_deleted,
                             done.blocks_examined,
                             ByteSize(done.bytes_deleted)

@@ -29,12 +29,21 @@ pub struct Batch {
     inner: Arc<Inner>,
     writes: WriteBatch,
     checks: Vec<Check>,
+    last_checks: Vec<Check>,
+    barrier: Option<Check>,
     settle: Vec<Settle>,
 }
 
 impl Batch {
     pub(super) fn new(inner: Arc<Inner>) -> Batch {
-        Batch { inner, writes: WriteBatch::default(), checks: Vec::new(), settle: Vec::new() }
+        Batch {
+            inner,
+            writes: WriteBatch::default(),
+            checks: Vec::new(),
+            last_checks: Vec::new(),
+            barrier: None,
+            settle: Vec::new(),
+        }
     }
 
     /// Sets the value under `key`.
@@ -68,12 +77,28 @@ impl Batch {
         self.checks.push(check);
     }
 
+    /// Runs `check`, which must be short, after all other checks: what it finds then holds until the batch is written, as
+    /// far as [`StateDb::commit_alone`](super::StateDb::commit_alone) could change it.
+    pub(crate) fn check_last(&mut self, check: Check) {
+        self.last_checks.push(check);
+    }
+
+    /// Runs `barrier` after the checks: it makes durable what they found. The last one that was set counts.
+    pub(crate) fn set_barrier(&mut self, barrier: Check) {
+        self.barrier = Some(barrier);
+    }
+
+    /// Leaves the barrier out: whoever commits has made durable what the batch refers to.
+    pub(crate) fn drop_barrier(&mut self) {
+        self.barrier = None;
+    }
+
     /// Runs `settle` when the batch is written or given up, whichever comes.
     pub(crate) fn when_settled(&mut self, settle: Settle) {
         self.settle.push(settle);
     }
 
-    fn settle(&mut self, outcome: Outcome) {
+    pub(super) fn settle(&mut self, outcome: Outcome) {
         for settle in self.settle.drain(..) {
             settle(outcome);
         }
@@ -83,18 +108,35 @@ impl Batch {
         if !Arc::ptr_eq(&self.inner, inner) {
             return Err(DbError::ForeignBatch);
         }
-        for check in std::mem::take(&mut self.checks) {
-            check().map_err(DbError::Refused)?;
-        }
         if !self.writes.is_empty() {
-            let mut synced = WriteOptions::default();
-            synced.set_sync(true);
-            let writes = std::mem::take(&mut self.writes);
-            inner.db.write_opt(writes, &synced).map_err(|e| inner.failed(e))?;
+            inner.check_writable()?;
+        }
+        run(&mut self.checks)?;
+        self.barrier.take().map_or(Ok(()), |barrier| barrier().map_err(DbError::Refused))?;
+        {
+            let _not_alone = inner.writing.read();
+            run(&mut self.last_checks)?;
+            self.write(inner)?;
         }
         self.settle(Outcome::Committed);
         Ok(())
     }
+
+    /// Writes it; whoever calls this holds the lock on writing.
+    pub(super) fn write(&mut self, inner: &Inner) -> Result<(), DbError> {
+        if self.writes.is_empty() {
+            return Ok(());
+        }
+        inner.check_writable()?;
+        let mut synced = WriteOptions::default();
+        synced.set_sync(true);
+        let writes = std::mem::take(&mut self.writes);
+        inner.db.write_opt(writes, &synced).map_err(|e| inner.failed(e))
+    }
+}
+
+fn run(checks: &mut Vec<Check>) -> Result<(), DbError> {
+    checks.drain(..).try_for_each(|check| check().map_err(DbError::Refused))
 }
 
 impl Drop for Batch {

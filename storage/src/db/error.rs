@@ -53,6 +53,16 @@ pub enum DbError {
         /// What RocksDB said.
         source: rocksdb::Error,
     },
+    /// Its disk can only be read.
+    #[error(
+        "the disk of {} is read-only: nothing was changed, and what is there can still be read; make it writable, then \
+         start again",
+        path.display()
+    )]
+    ReadOnly {
+        /// The database.
+        path: PathBuf,
+    },
     /// The table was not named when the database was opened.
     #[error("table {table} was not opened with the database")]
     UnknownTable {

@@ -41,6 +41,7 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, LogLevel, Options, WriteOptions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -98,6 +99,10 @@ pub struct StateDb {
 pub(crate) struct Inner {
     db: DB,
     path: PathBuf,
+    /// Whether its disk can only be read.
+    read_only: bool,
+    /// Held shared while a batch is written, and alone by [`StateDb::commit_alone`].
+    writing: RwLock<()>,
 }
 
 impl Inner {
@@ -109,6 +114,13 @@ impl Inner {
     fn failed(&self, source: rocksdb::Error) -> DbError {
         DbError::from_rocks(&self.path, source)
     }
+
+    fn check_writable(&self) -> Result<(), DbError> {
+        match self.read_only {
+            true => Err(DbError::ReadOnly { path: self.path.clone() }),
+            false => Ok(()),
+        }
+    }
 }
 
 impl StateDb {
@@ -119,6 +131,15 @@ impl StateDb {
     /// [`DbError::InUse`] when another process (or another handle in this one) has it open, [`DbError::Newer`] when
     /// a newer build wrote it, [`DbError::Damaged`] when its log has a hole.
     pub fn open(path: &Path, tables: &[&'static str]) -> Result<StateDb, DbError> {
+        Self::open_as(path, tables, false)
+    }
+
+    /// Opens a database that is there, on a disk that can only be read. Every commit is refused.
+    pub(crate) fn open_read_only(path: &Path) -> Result<StateDb, DbError> {
+        Self::open_as(path, &[], true)
+    }
+
+    fn open_as(path: &Path, tables: &[&'static str], read_only: bool) -> Result<StateDb, DbError> {
         std::fs::create_dir_all(path)
             .map_err(|source| DbError::Directory { path: path.to_owned(), source })?;
         let options = database_options();
@@ -130,9 +151,13 @@ impl StateDb {
         }
         let cache = rocksdb::Cache::new_lru_cache(CACHE);
         let families = names.into_iter().map(|name| ColumnFamilyDescriptor::new(name, table_options(&cache)));
-        let db =
-            DB::open_cf_descriptors(&options, path, families).map_err(|e| DbError::from_rocks(path, e))?;
-        let state = StateDb { inner: Arc::new(Inner { db, path: path.to_owned() }) };
+        let db = match read_only {
+            true => DB::open_cf_descriptors_read_only(&options, path, families, false),
+            false => DB::open_cf_descriptors(&options, path, families),
+        };
+        let db = db.map_err(|e| DbError::from_rocks(path, e))?;
+        let inner = Inner { db, path: path.to_owned(), read_only, writing: RwLock::new(()) };
+        let state = StateDb { inner: Arc::new(inner) };
         state.check_schema()?;
         Ok(state)
     }
@@ -141,6 +166,7 @@ impl StateDb {
     fn check_schema(&self) -> Result<(), DbError> {
         let path = &self.inner.path;
         match self.found_schema()? {
+            None if self.inner.read_only => Ok(()),
             None => self.set_schema(SCHEMA),
             Some(found) if found > SCHEMA => Err(DbError::Newer { path: path.clone(), found, known: SCHEMA }),
             Some(_) => Ok(()),
@@ -162,6 +188,7 @@ impl StateDb {
 
     /// Writes the version that the repo now has.
     pub(crate) fn set_schema(&self, version: u32) -> Result<(), DbError> {
+        self.inner.check_writable()?;
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
         let written = self.inner.db.put_opt(SCHEMA_KEY, version.to_be_bytes(), &synced);
@@ -198,8 +225,26 @@ impl StateDb {
         batch.commit_to(&self.inner)
     }
 
+    /// Commits what `fill` puts into a batch, with no other batch being written from before it reads to after it is
+    /// written: for whoever deletes what nothing refers to. `fill` must be short, and its batch has no checks.
+    pub(crate) fn commit_alone<T, E: From<DbError>>(
+        &self,
+        fill: impl FnOnce(&mut Batch) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut batch = self.batch();
+        let alone = self.inner.writing.write();
+        let done = fill(&mut batch)?;
+        batch.write(&self.inner)?;
+        drop(alone);
+        batch.settle(Outcome::Committed);
+        Ok(done)
+    }
+
     /// Writes every buffered record to table files. Nothing depends on it; it shortens the next start.
     pub fn flush(&self) -> Result<(), DbError> {
+        if self.inner.read_only {
+            return Ok(());
+        }
         self.inner.db.flush_wal(true).map_err(|e| self.inner.failed(e))
     }
 

@@ -33,6 +33,8 @@ pub struct Ingest {
     /// Bytes drawn from the reservation and not yet acknowledged.
     drawn: u64,
     incarnation: u64,
+    /// What is here can be kept and relied upon; nothing can be put.
+    read_only: bool,
     buffer: Vec<Incoming>,
     buffered: usize,
     /// Keys in the buffer, with their sizes.
@@ -68,7 +70,9 @@ impl Ingest {
         reservation: Option<String>,
     ) -> Result<Ingest, StoreError> {
         shared.recover()?;
-        let (_, incarnation) = shared.db()?;
+        let (db, incarnation) = shared.db()?;
+        let read_only = db.is_read_only();
+        drop(db);
         let lease = shared.leases.take();
         Ok(Ingest {
             shared,
@@ -76,6 +80,7 @@ impl Ingest {
             reservation,
             drawn: 0,
             incarnation,
+            read_only,
             buffer: Vec::new(),
             buffered: 0,
             waiting: HashMap::new(),
@@ -123,16 +128,21 @@ impl Ingest {
     }
 
     /// Makes everything put so far durable, then commits `state`, and goes on. When it returns, both survive a crash.
-    pub fn checkpoint(&mut self, state: Batch) -> Result<Ingested, StoreError> {
+    pub fn checkpoint(&mut self, mut state: Batch) -> Result<Ingested, StoreError> {
         self.await_writer()?;
         let log = if self.needs_flush { Log::Skip } else { Log::Write };
         self.write_out(log)?;
         let db = self.open()?;
-        let barrier = if self.needs_flush { self.shared.flush(&db) } else { self.shared.sync(&db) };
+        let barrier = match (self.read_only, self.needs_flush) {
+            (true, _) => Ok(()),
+            (false, true) => self.shared.flush(&db),
+            (false, false) => self.shared.sync(&db),
+        };
         barrier.inspect_err(|_| self.failed = true)?;
         drop(db);
         // A database that was reopened meanwhile may have lost what was in memory.
         self.open()?;
+        state.drop_barrier();
         self.shared.state.commit(state)?;
         self.needs_flush = false;
         self.drawn = 0;
@@ -223,6 +233,10 @@ impl BlockSink for Ingest {
         self.totals.bytes += data.len() as u64;
         if hash::inline(cid).is_some() {
             return Ok(());
+        }
+        if self.read_only {
+            let db = self.open()?;
+            self.shared.check_writable(&db)?;
         }
         let key = key(cid);
         let known = self.with_writer.contains_key(&key);

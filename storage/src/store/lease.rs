@@ -5,7 +5,9 @@
 //! a lease on the generation in which it began. A collection sweeps only blocks that no pin reaches and whose stamp is
 //! below both its own generation and the oldest lease, so nothing that came in since is lost under someone's hands.
 //!
-//! Leases live in memory: after a crash there are none, and what they protected was never acknowledged.
+//! Leases live in memory: after a crash there are none, and what they protected was never acknowledged. Stamps may be
+//! in memory only, too. When the block database is reopened in place they are gone while their leases go on; until the
+//! last of those ends, collections sweep nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +22,8 @@ struct State {
     generation: u64,
     /// Generation -> number of leases on it.
     held: BTreeMap<u64, u64>,
+    /// Leases up to this generation were taken before the block database was reopened.
+    before_reopening: u64,
 }
 
 /// Protects everything stamped since it was taken; ends when dropped.
@@ -30,7 +34,9 @@ pub(super) struct Lease {
 
 impl Leases {
     pub fn new(generation: u64) -> Arc<Leases> {
-        Arc::new(Leases { state: Mutex::new(State { generation, held: BTreeMap::new() }) })
+        Arc::new(Leases {
+            state: Mutex::new(State { generation, held: BTreeMap::new(), before_reopening: 0 }),
+        })
     }
 
     pub fn take(self: &Arc<Self>) -> Lease {
@@ -50,7 +56,17 @@ impl Leases {
     pub fn advance(&self, next: u64) -> u64 {
         let mut state = self.state.lock();
         state.generation = next;
-        state.held.keys().next().copied().unwrap_or(next).min(next)
+        match state.held.keys().next() {
+            Some(oldest) if *oldest <= state.before_reopening => 0,
+            oldest => oldest.copied().unwrap_or(next).min(next),
+        }
+    }
+
+    /// The block database was reopened, and stamps that were in memory only are gone: while a lease of before is held,
+    /// nobody can tell what it protects, so nothing may go.
+    pub fn reopened(&self) {
+        let mut state = self.state.lock();
+        state.before_reopening = state.generation;
     }
 }
 
@@ -81,5 +97,17 @@ mod tests {
         assert_eq!(leases.advance(8), 7);
         drop(new);
         assert_eq!(leases.advance(9), 9);
+    }
+
+    #[test]
+    fn a_lease_that_outlives_its_database_protects_everything() {
+        let leases = Leases::new(5);
+        let old = leases.take();
+        leases.reopened();
+        assert_eq!(leases.advance(6), 0);
+        let new = leases.take();
+        drop(old);
+        assert_eq!(leases.advance(7), 6);
+        drop(new);
     }
 }

@@ -20,6 +20,7 @@
 //! | `verify` | what is damaged, and which pins lack what |
 //! | `identity` | whether state and blocks belong together |
 //! | `backup` | a copy while the store is in use |
+//! | `readonly` | a store whose disk can only be read |
 //! | `scrub` | damage: finding it, putting it aside, listing blocks |
 //! | `pool` | threads for blocking calls |
 //! | `decoders` | what the fuzzer of `tests/` needs of the above |
@@ -44,6 +45,7 @@ mod pinned;
 mod pins;
 mod pool;
 mod quota;
+mod readonly;
 mod rocks;
 mod schema;
 mod scrub;
@@ -53,7 +55,7 @@ mod tests;
 mod verify;
 mod write;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -153,25 +155,22 @@ impl Store {
     /// # Errors
     /// [`DbError::InUse`](crate::db::DbError::InUse) when another process has the repo,
     /// [`DbError::Newer`](crate::db::DbError::Newer) when a newer build wrote it.
+    ///
+    /// On a disk that can only be read it opens too: reads work, all else fails with
+    /// [`DbError::ReadOnly`](crate::db::DbError::ReadOnly).
     pub fn open(options: StoreOptions) -> Result<Store, StoreError> {
         let mut tables = options.tables;
         tables.extend([GENERATION.name(), PROMISES.name(), gc::UNFINISHED.name(), identity::IDENTITY.name()]);
         tables.extend(pins::TABLES);
         tables.extend(located::TABLES);
         tables.extend(alias::TABLES);
-        let state = StateDb::open(&options.path.join("state"), &tables)?;
         let blocks_path = options.path.join("blocks");
-        schema::migrate(&state, &blocks_path)?;
         let marks_path = options.path.join("marks");
-        for left in [&marks_path, &marks_path.with_extension("whole")] {
-            if Marks::remove(left)? {
-                tracing::warn!(path = %left.display(), "removed what an interrupted collection left");
-            }
-        }
-        identity::check_before(&state, &blocks_path)?;
-        let blocks = BlockDb::open_or_mend(&blocks_path)?;
+        let (state, blocks) = match readonly::is_read_only(&options.path) {
+            true => readonly::open(&options.path.join("state"), &blocks_path)?,
+            false => Self::open_writable(&options.path.join("state"), &blocks_path, &marks_path, &tables)?,
+        };
         let used = used(&blocks)?;
-        identity::check(&state, &blocks, used.iter().any(|bytes| *bytes > 0))?;
         let generation = state.get(&GENERATION, &())?.unwrap_or(FIRST_GENERATION);
         let promises = state.scan(&PROMISES, &[]).collect::<Result<Vec<_>, _>>()?;
         let space = Space::new(options.quota, used, promises);
@@ -200,6 +199,26 @@ impl Store {
             pool,
         };
         Ok(Store { shared: Arc::new(shared) })
+    }
+
+    /// The databases of a repo that may be new, old, or not have been closed well.
+    fn open_writable(
+        state: &Path,
+        blocks: &Path,
+        marks: &Path,
+        tables: &[&'static str],
+    ) -> Result<(StateDb, BlockDb), StoreError> {
+        let state = StateDb::open(state, tables)?;
+        schema::migrate(&state, blocks)?;
+        for left in [marks, &marks.with_extension("whole")] {
+            if Marks::remove(left)? {
+                tracing::warn!(path = %left.display(), "removed what an interrupted collection left");
+            }
+        }
+        identity::check_before(&state, blocks)?;
+        let blocks = BlockDb::open_or_mend(blocks)?;
+        identity::check(&state, &blocks, used(&blocks)?.iter().any(|bytes| *bytes > 0))?;
+        Ok((state, blocks))
     }
 
     /// The state database, where every crate keeps its tables.
@@ -277,14 +296,20 @@ impl Store {
     /// Makes everything written so far durable and shortens the next start.
     pub fn flush(&self) -> Result<(), StoreError> {
         let (db, _) = self.shared.db()?;
+        if db.is_read_only() {
+            return Ok(());
+        }
         self.shared.flush(&db)?;
         Ok(self.shared.state.flush()?)
     }
 
     /// Flushes and lets go of this handle. The databases are closed once every clone, ingest, batch and handed-out
     /// block is gone.
+    ///
+    /// After [`stop_collecting`](Self::stop_collecting) a running collection has ended when this returns.
     pub fn close(self) -> Result<(), StoreError> {
-        self.flush()
+        self.flush()?;
+        self.end_collecting()
     }
 }
 

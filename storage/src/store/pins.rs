@@ -136,7 +136,14 @@ impl Store {
             PinKind::Direct => {
                 batch.check_before(Box::new(move || Ok(shared.hold_block(&checked, &checked.root)?)));
             }
-            PinKind::List => {}
+            PinKind::List => {
+                let (state, id) = (self.state().clone(), pin.id.clone());
+                // It may have expired, list and all, since it was read.
+                batch.check_last(Box::new(move || match state.get(&PINS, &id)? {
+                    Some(old) if old.pin.kind == PinKind::List && old.pages == pages => Ok(()),
+                    _ => Err(StoreError::NoSuchPin(id.to_string()).into()),
+                }));
+            }
         }
         Ok(())
     }
@@ -183,6 +190,12 @@ impl Store {
         }
         let lease = self.shared.leases.take();
         batch.when_settled(Box::new(move |_| drop(lease)));
+        // The blocks may be those of an ingest that has not finished, in memory alone.
+        let shared = self.shared.clone();
+        batch.set_barrier(Box::new(move || {
+            let (db, _) = shared.db()?;
+            if shared.has_unflushed() { Ok(shared.flush(&db)?) } else { Ok(()) }
+        }));
         Ok(())
     }
 
@@ -251,37 +264,46 @@ impl Store {
     pub fn expire_pins(&self, now: u64) -> Result<u64, StoreError> {
         let mut expired = 0;
         loop {
-            let mut batch = self.state().batch();
-            let mut some = 0;
-            for record in self.state().scan_from(&EXPIRIES, &[]).take(EXPIRE_BATCH) {
-                let ((expires, id), ()) = record?;
-                if expires > now {
-                    break;
-                }
-                some += 1;
-                // Gone already, or renewed by someone who is committing right now: then only this row is old.
-                match self.pin_get(&id)? {
-                    Some(pin) if pin.expires == Some(expires) => {
-                        self.unpin(&mut batch, &id)?;
-                        expired += 1;
-                    }
-                    _ => batch.delete(&EXPIRIES, &(expires, id))?,
-                }
-            }
-            if some == 0 {
+            let due = self.state().scan_from(&EXPIRIES, &[]).take(EXPIRE_BATCH);
+            let due = due.map(|record| record.map(|(row, ())| row));
+            let due = due.take_while(|row| row.as_ref().map_or(true, |(expires, _)| *expires <= now));
+            let due = due.collect::<Result<Vec<_>, _>>()?;
+            if due.is_empty() {
                 return Ok(expired);
             }
-            self.state().commit(batch)?;
+            expired += self.expire(&due)?;
         }
+    }
+
+    /// Removes those pins that still end when their rows say, and the rows.
+    pub(super) fn expire(&self, due: &[(u64, PinId)]) -> Result<u64, StoreError> {
+        self.state().commit_alone(|batch| {
+            let mut expired = 0;
+            for (expires, id) in due {
+                // Gone or renewed meanwhile: then only the row is old.
+                match self.pin_get(id)? {
+                    Some(pin) if pin.expires == Some(*expires) => {
+                        self.unpin(batch, id)?;
+                        expired += 1;
+                    }
+                    _ => batch.delete(&EXPIRIES, &(*expires, id.clone()))?,
+                }
+            }
+            Ok(expired)
+        })
     }
 
     /// Writes the rows of expiring pins that an older build did not have.
     pub(super) fn index_expiries(state: &StateDb) -> Result<(), DbError> {
         let mut batch = state.batch();
+        let mut rows = 0;
         for record in state.scan(&PINS, &[]) {
             let (id, stored) = record?;
-            if let Some(expires) = stored.pin.expires {
-                batch.put(&EXPIRIES, &(expires, id), &())?;
+            let Some(expires) = stored.pin.expires else { continue };
+            batch.put(&EXPIRIES, &(expires, id), &())?;
+            rows += 1;
+            if rows % EXPIRE_BATCH == 0 {
+                state.commit(std::mem::replace(&mut batch, state.batch()))?;
             }
         }
         state.commit(batch)
@@ -351,8 +373,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Checks that a whole DAG is here and stamps every block of it. Memory grows with the number of nodes, not of raw
-    /// leaves.
+    /// Checks that a whole DAG is here and stamps every block of it. Memory grows with the number of its nodes, and
+    /// neither with that of raw leaves nor with that of links.
     fn hold_dag(self: &Arc<Self>, pin: &Pin) -> Result<(), StoreError> {
         let store = Store { shared: self.clone() };
         let mut seen: HashSet<Cid> = HashSet::new();

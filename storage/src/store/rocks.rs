@@ -140,6 +140,7 @@ pub(super) struct BlockDb {
     db: DB,
     path: PathBuf,
     damage: Damage,
+    read_only: bool,
 }
 
 /// Changes to the block database.
@@ -179,9 +180,24 @@ impl BlockDb {
             .map_err(|source| DbError::Directory { path: path.to_owned(), source })?;
         let db =
             DB::open_cf_descriptors(&options, path, families).map_err(|e| DbError::from_rocks(path, e))?;
-        let db = BlockDb { db, path: path.to_owned(), damage };
+        let db = BlockDb { db, path: path.to_owned(), damage, read_only: false };
         db.remove_orphans(&before)?;
         Ok(db)
+    }
+
+    /// Opens a database that is there, on a disk that can only be read.
+    pub fn open_read_only(path: &Path) -> Result<BlockDb, DbError> {
+        let cache = Cache::new_lru_cache(CACHE);
+        let families =
+            FAMILIES.iter().map(|name| ColumnFamilyDescriptor::new(*name, family_options(name, &cache)));
+        let opened = DB::open_cf_descriptors_read_only(&database_options(), path, families, false);
+        let db = opened.map_err(|e| DbError::from_rocks(path, e))?;
+        Ok(BlockDb { db, path: path.to_owned(), damage: Damage::Stops, read_only: true })
+    }
+
+    /// Whether nothing can be changed.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     /// Whether a damaged table that a compaction meets stops writes.
@@ -349,6 +365,11 @@ impl BlockDb {
     pub fn flush(&self) -> Result<(), rocksdb::Error> {
         let families: Vec<&ColumnFamily> = FAMILIES.iter().map(|name| self.family(name)).collect();
         self.db.flush_cfs_opt(&families, &FlushOptions::default())
+    }
+
+    /// Fails if an error in the background stopped writes. A flush does not tell: with nothing to flush it succeeds.
+    pub fn check_writable(&self) -> Result<(), rocksdb::Error> {
+        self.changes().write(Log::Skip)
     }
 
     /// The repo's identity, once it has one.

@@ -84,6 +84,7 @@ impl Store {
         let table = self.shared.damaged_table.lock().clone();
         if let Some(table) = table
             && self.shared.db()?.0.is_stopped_by_damage()
+            && !self.shared.db()?.0.is_read_only()
         {
             self.shared.leave_damage_alone(table);
         }
@@ -193,6 +194,9 @@ impl Shared {
                 Err(error) if is_damage(&error) => self.note_table(&error),
                 Err(error) => return Err(db.failed(error).into()),
             }
+            if db.is_read_only() {
+                return Err(StoreError::Corrupt { cid: *cid });
+            }
             self.quarantine(db, &key)?;
         }
         tracing::error!(%cid, "a stored block is damaged and was put aside");
@@ -201,7 +205,7 @@ impl Shared {
 
     /// Writes the metadata of a block anew if it cannot be read; tells whether that was so.
     fn reindex(&self, db: &BlockDb, key: &[u8]) -> Result<bool, StoreError> {
-        let Some(error) = db.index_damage(key) else { return Ok(false) };
+        let Some(error) = db.index_damage(key).filter(|_| !db.is_read_only()) else { return Ok(false) };
         self.note_table(&error);
         let _stripe = self.stripes.lock(std::iter::once(key));
         let Some(meta) = db.meta(key)? else { return Ok(false) };
@@ -215,6 +219,9 @@ impl Shared {
 
     /// Quarantines a block whose bytes read well but do not hash to its address.
     fn put_aside(&self, db: &BlockDb, cid: &Cid) -> Result<(), StoreError> {
+        if db.is_read_only() {
+            return Ok(());
+        }
         let key = key(cid);
         let _stripe = self.stripes.lock(std::iter::once(key.as_slice()));
         self.quarantine(db, &key)?;

@@ -48,6 +48,7 @@ pub struct Incomplete {
 /// A node on the way down.
 struct Frame {
     cid: Cid,
+    /// Nodes below it that are yet to be looked at; leaves are at once.
     left: Vec<Cid>,
     whole: bool,
 }
@@ -129,11 +130,16 @@ impl Store {
                     Node::Whole => {}
                     Node::Lost => {
                         path.iter_mut().for_each(|frame| frame.whole = false);
-                        if lacks.len() < NAMED && !lacks.contains(&cid) {
-                            lacks.push(cid);
+                        note(lacks, cid);
+                    }
+                    Node::Links(children) => {
+                        let (left, lost) = self.examine_leaves(children)?;
+                        path.push(Frame { cid, left, whole: true });
+                        if !lost.is_empty() {
+                            path.iter_mut().for_each(|frame| frame.whole = false);
+                            lost.into_iter().for_each(|leaf| note(lacks, leaf));
                         }
                     }
-                    Node::Links(left) => path.push(Frame { cid, left, whole: true }),
                 }
             }
             let Some(frame) = path.last_mut() else { return Ok(()) };
@@ -145,6 +151,21 @@ impl Store {
                 path.pop();
             }
         }
+    }
+
+    /// Of the children of a node, each once: those that are nodes themselves and here, and any that are not here.
+    fn examine_leaves(&self, mut children: Vec<Cid>) -> Result<(Vec<Cid>, Vec<Cid>), StoreError> {
+        children.sort_unstable();
+        children.dedup();
+        let (mut nodes, mut lost) = (Vec::new(), Vec::new());
+        for child in children {
+            if !self.is_here(&child)? {
+                lost.push(child);
+            } else if has_links(&child) {
+                nodes.push(child);
+            }
+        }
+        Ok((nodes, lost))
     }
 
     fn open_node(&self, cid: &Cid, whole: &mut Marks) -> Result<Node, StoreError> {
@@ -169,6 +190,13 @@ impl Store {
         let (db, _) = self.shared.db()?;
         let is_copied = db.meta(&key(cid))?.is_some_and(|meta| !meta.quarantined);
         Ok(hash::inline(cid).is_some() || is_copied || self.shared.is_in_place(cid)?)
+    }
+}
+
+/// Names a block that a pin lacks, unless enough are named.
+fn note(lacks: &mut Vec<Cid>, cid: Cid) {
+    if lacks.len() < NAMED && !lacks.contains(&cid) {
+        lacks.push(cid);
     }
 }
 

@@ -8,6 +8,8 @@
 //! one and lose the other. So a batch with hits skips the log while any skipped write is unflushed.
 
 use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -16,8 +18,11 @@ use cid::Cid;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::rocks::{BlockDb, Changes, Counter, Damage, Log, Meta};
-use super::{Shared, used};
+use super::{Shared, Slot, used};
 use crate::{Class, StoreError};
+
+/// What a database writes at least when it opens, in bytes: manifest, log, options.
+const PROBE: usize = 64 << 10;
 
 /// Number of key stripes: enough that concurrent ingests rarely meet on one.
 const STRIPES: usize = 64;
@@ -127,6 +132,20 @@ impl Plan<'_> {
     }
 }
 
+/// Whether a directory can be written to.
+fn probe(directory: &Path) -> std::io::Result<()> {
+    let path = directory.join("probe");
+    let written = std::fs::File::create(&path).and_then(|mut file| {
+        file.write_all(&[0; PROBE])?;
+        file.sync_all()
+    });
+    let removed = match std::fs::remove_file(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    written.and(removed)
+}
+
 impl Shared {
     /// The block database and its incarnation.
     pub fn db(&self) -> Result<(Arc<BlockDb>, u64), StoreError> {
@@ -196,7 +215,7 @@ impl Shared {
         let _stripe = self.stripes.lock(std::iter::once(key));
         let Some(found) = db.meta(key)?.filter(|meta| !meta.quarantined) else { return Ok(None) };
         let generation = self.leases.generation();
-        if found.generation != generation {
+        if found.generation != generation && !db.is_read_only() {
             let mut changes = db.changes();
             changes.put_meta(key, Meta { generation, ..found });
             self.write_hints(changes)?;
@@ -261,7 +280,7 @@ impl Shared {
     }
 
     /// Remembers that the block database failed; the next ingest tries to bring it back.
-    fn note_fault(&self, error: &rocksdb::Error) -> StoreError {
+    pub fn note_fault(&self, error: &rocksdb::Error) -> StoreError {
         let detail = error.to_string();
         tracing::error!(path = %self.blocks_path.display(), error = detail, "the block database failed");
         *self.fault.lock() = Some(detail.clone());
@@ -295,11 +314,16 @@ impl Shared {
         let mut slot = self.slot.write();
         let damaged = detail.contains("Corruption");
         if let Some(db) = slot.db.take() {
-            let flushed = db.flush().is_ok();
+            let flushed = db.flush().and_then(|()| db.check_writable()).is_ok();
             if flushed && !(damaged && db.is_stopped_by_damage()) {
                 slot.db = Some(db);
                 *fault = None;
                 return Ok(());
+            }
+            // Closed, it could not be opened again, and now it can be read.
+            if let Err(error) = probe(&self.blocks_path) {
+                slot.db = Some(db);
+                return Err(self.unwritable(&error.to_string()));
             }
             if let Err(held) = Arc::try_unwrap(db).map(drop) {
                 slot.db = Some(held);
@@ -312,13 +336,30 @@ impl Shared {
         }
         // A compaction that met a damaged table: from now on it is left alone.
         let damage = if damaged { Damage::IsPassedOver } else { Damage::Stops };
+        if let Err(error) = self.put_reopened(&mut slot, damage) {
+            // Better read alone than not at all; the next ingest tries again.
+            if let Ok(db) = BlockDb::open_read_only(&self.blocks_path) {
+                self.put_into(&mut slot, db)?;
+            }
+            return Err(error);
+        }
+        *fault = None;
+        tracing::warn!(path = %self.blocks_path.display(), after = detail, "the block database was reopened");
+        Ok(())
+    }
+
+    /// Opens the database, which was closed, into its slot.
+    pub fn put_reopened(&self, slot: &mut Slot, damage: Damage) -> Result<(), StoreError> {
         let db = BlockDb::open(&self.blocks_path, damage).map_err(|e| self.unwritable(&e.to_string()))?;
+        self.put_into(slot, db)
+    }
+
+    fn put_into(&self, slot: &mut Slot, db: BlockDb) -> Result<(), StoreError> {
         self.space.set_used(used(&db)?);
         slot.db = Some(Arc::new(db));
         slot.incarnation += 1;
+        self.leases.reopened();
         self.flushed.store(self.skipped.load(Ordering::SeqCst), Ordering::SeqCst);
-        *fault = None;
-        tracing::warn!(path = %self.blocks_path.display(), after = detail, "the block database was reopened");
         Ok(())
     }
 

@@ -86,7 +86,7 @@ impl Marking {
         }
         match pin.kind {
             PinKind::Recursive => {
-                let stack = vec![pin.root];
+                let stack = reach(marks, pin.root)?.into_iter().collect();
                 self.walk = Some(Walk::Dag { pin, stack });
             }
             PinKind::Direct => {
@@ -108,7 +108,8 @@ impl Marking {
     }
 }
 
-/// Marks one block of a DAG and puts its children on the stack, unless it was walked before.
+/// Marks the children of a node of a DAG, and puts those that are nodes themselves on the stack if they were not walked
+/// before: a node may link to the same block without end.
 fn visit(
     store: &Store,
     db: &Arc<BlockDb>,
@@ -119,14 +120,8 @@ fn visit(
 ) -> Result<(), StoreError> {
     let damaged = || StoreError::PinDamaged { pin: pin.id.to_string(), cid };
     let below = if let Some(data) = hash::inline(&cid) {
-        if !has_links(&cid) {
-            return Ok(());
-        }
         children(&cid, data)
     } else {
-        if !marks.mark(&key(&cid), walk_bit(cid.codec()))? || !has_links(&cid) {
-            return Ok(());
-        }
         match store.shared.read_anywhere(db, &cid) {
             Ok(Some(data)) => children(&cid, &data),
             Ok(None) | Err(StoreError::Corrupt { .. } | StoreError::NotInFile { .. }) => {
@@ -135,6 +130,57 @@ fn visit(
             Err(error) => return Err(error),
         }
     };
-    stack.extend(below.map_err(|_| damaged())?);
+    for child in below.map_err(|_| damaged())? {
+        stack.extend(reach(marks, child)?);
+    }
     Ok(())
+}
+
+/// Marks a block; answers it if it has to be visited.
+fn reach(marks: &mut Marks, cid: Cid) -> Result<Option<Cid>, StoreError> {
+    // What carries itself is not stored, so it is only marked, if it is a node, so as to be visited once.
+    if hash::inline(&cid).is_some() && !has_links(&cid) {
+        return Ok(None);
+    }
+    let new = marks.mark(&key(&cid), walk_bit(cid.codec()))?;
+    Ok((new && has_links(&cid)).then_some(cid))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::store::{Quota, StoreOptions};
+    use crate::{BlockSink, Class};
+
+    use super::*;
+
+    #[test]
+    fn links_to_the_same_block_take_no_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, tables) = (dir.path().to_owned(), Vec::new());
+        let options = StoreOptions { path, tables, quota: Quota::default(), reserve_bytes: 0 };
+        let store = Store::open(options).unwrap();
+        let node = |links: &Vec<Cid>| {
+            let data = serde_ipld_dagcbor::to_vec(links).unwrap();
+            (hash::cid_v1(hash::DAG_CBOR, &data), bytes::Bytes::from(data))
+        };
+        let leaf = (hash::cid_v1(hash::RAW, b"leaf"), bytes::Bytes::from_static(b"leaf"));
+        let below = node(&vec![leaf.0]);
+        let root = node(&[vec![below.0; 1000], vec![leaf.0; 1000]].concat());
+        let mut ingest = store.ingest(Class::Own).unwrap();
+        for (cid, data) in [&leaf, &below, &root] {
+            ingest.put(cid, data.clone()).unwrap();
+        }
+        let (kind, id) = (PinKind::Recursive, PinId::from("own"));
+        let pin = Pin { id, kind, root: root.0, class: Class::Own, name: None, expires: None };
+        let mut batch = store.state().batch();
+        store.pin(&mut batch, &pin).unwrap();
+        ingest.finish(batch).unwrap();
+        let (db, _) = store.shared.db().unwrap();
+        let mut marks = Marks::new(dir.path().join("marks"));
+        let mut stack: Vec<Cid> = reach(&mut marks, root.0).unwrap().into_iter().collect();
+        let first = stack.pop().unwrap();
+        visit(&store, &db, &mut marks, &pin, first, &mut stack).unwrap();
+        assert_eq!(stack, [below.0]);
+        assert_eq!(marks.count(), 3);
+    }
 }

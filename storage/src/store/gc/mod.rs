@@ -24,6 +24,7 @@ mod reclaim;
 mod remove;
 mod sweep;
 
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -44,6 +45,7 @@ pub(super) const UNFINISHED: Table<(), u64> = Table::new("storage.collection");
 /// Blocks that a step looks at: some milliseconds of work.
 const STEP: usize = 2048;
 /// How much less of a busy processor a collection gets than others: about a ninth of their share.
+#[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
 /// How a collection goes about it.
@@ -71,6 +73,8 @@ pub struct GcReport {
     pub forgotten_places: u64,
     /// Bytes that the files of the block database shrank by; what others added meanwhile is not counted.
     pub returned_bytes: u64,
+    /// Whether a damaged table keeps space from being given back.
+    pub kept_by_damage: bool,
 }
 
 /// What a collection is at.
@@ -124,14 +128,13 @@ impl Store {
         progress: &mut (dyn FnMut(GcProgress) + Send),
     ) -> Result<GcReport, StoreError> {
         let _only = self.shared.collecting.lock();
-        let run = || -> Result<GcReport, StoreError> {
-            // Of this thread alone, on Linux. Where it is refused the collection just competes with the others.
-            let _ = rustix::process::setpriority_process(None, NICE);
-            let mut collection = Collection::begin(self, now, options)?;
-            while collection.step(STEP)? {
-                progress(collection.progress());
+        let run = || {
+            lower_priority();
+            match self.collect(now, options, progress) {
+                // What the database refuses while the process ends is no news.
+                Err(_) if self.shared.is_stopping() => Err(StoreError::CollectionStopped),
+                other => other,
             }
-            Ok(collection.report)
         };
         let report = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("collect".into()).spawn_scoped(scope, run);
@@ -148,6 +151,19 @@ impl Store {
         Ok(report)
     }
 
+    fn collect(
+        &self,
+        now: u64,
+        options: GcOptions,
+        progress: &mut (dyn FnMut(GcProgress) + Send),
+    ) -> Result<GcReport, StoreError> {
+        let mut collection = Collection::begin(self, now, options)?;
+        while collection.step(STEP)? {
+            progress(collection.progress());
+        }
+        Ok(collection.report)
+    }
+
     /// Whether a collection was broken off, by a crash or a stop, before it had given all space back.
     pub fn has_unfinished_collection(&self) -> Result<bool, StoreError> {
         Ok(self.state().contains(&UNFINISHED, &())?)
@@ -155,8 +171,28 @@ impl Store {
 
     /// Lets a running collection, and any later one, end after its step: the process is about to end.
     pub fn stop_collecting(&self) {
-        self.shared.stopping.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.shared.stopping.store(true, Ordering::Relaxed);
     }
+
+    /// Waits until no collection runs. After [`stop_collecting`](Self::stop_collecting) that is soon: what the database
+    /// does in its background is cut short.
+    pub(super) fn end_collecting(&self) -> Result<(), StoreError> {
+        if !self.shared.is_stopping() {
+            return Ok(());
+        }
+        if self.shared.collecting.try_lock().is_none() {
+            self.shared.db()?.0.cancel_background();
+            drop(self.shared.collecting.lock());
+        }
+        Ok(())
+    }
+}
+
+/// Gives way to others. Only Linux has priorities of single threads; elsewhere this would concern the whole process.
+fn lower_priority() {
+    // Where it is refused the collection just competes with the others.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::setpriority_process(None, NICE);
 }
 
 /// Unix time in seconds.
@@ -176,6 +212,8 @@ pub(super) struct Collection {
     generation: u64,
     place_uses: u64,
     marks: Marks,
+    /// Whether the one before it was broken off, with space not given back.
+    resumes: bool,
     stage: Stage,
     /// Bytes of the files when it began.
     disk_before: u64,
@@ -194,7 +232,9 @@ impl Collection {
     /// Removes expired pins and begins a generation.
     pub fn begin(store: &Store, now: u64, options: GcOptions) -> Result<Collection, StoreError> {
         let shared = &store.shared;
+        shared.check_writable(&shared.db()?.0)?;
         let mut report = GcReport::default();
+        let resumes = store.has_unfinished_collection()?;
         if !options.dry_run {
             report.expired_pins = store.expire_pins(now)?;
         }
@@ -220,6 +260,7 @@ impl Collection {
             generation,
             place_uses,
             marks: Marks::new(shared.marks_path.clone()),
+            resumes,
             stage: Stage::Mark(Marking::new(options.dry_run.then_some(now))),
             disk_before: store.disk_bytes()?,
             report,
@@ -229,7 +270,7 @@ impl Collection {
     /// Does about `blocks` blocks' worth of work; `false` when all is done.
     pub fn step(&mut self, blocks: usize) -> Result<bool, StoreError> {
         let shared = self.store.shared.clone();
-        if shared.stopping.load(std::sync::atomic::Ordering::Relaxed) {
+        if shared.is_stopping() {
             return Err(StoreError::CollectionStopped);
         }
         // Held for the whole step, so that the database is not reopened within it.
@@ -248,12 +289,14 @@ impl Collection {
                 more
             }
             Stage::Reclaim(reclaiming) => match reclaiming.step(&shared) {
-                // What was swept is swept; the space comes back once the damaged table is gone.
+                // What was swept is swept, and another collection would do no better.
                 Err(StoreError::Db(DbError::Damaged { detail, .. })) => {
                     drop(db);
+                    self.report.kept_by_damage = true;
                     shared.leave_damage_alone(detail);
                     false
                 }
+                Err(StoreError::Db(DbError::Rocks { source, .. })) => return Err(shared.note_fault(&source)),
                 more => more?,
             },
             Stage::Done => return Ok(false),
@@ -276,7 +319,7 @@ impl Collection {
             Stage::Sweep(_) | Stage::Forget(_) => {
                 self.marks.clear()?;
                 alias::drop_unpinned(self.store.state())?;
-                Stage::Reclaim(Reclaiming::new(shared, &self.report, self.options.thorough)?)
+                Stage::Reclaim(Reclaiming::new(shared, &self.report, self.options.thorough, self.resumes)?)
             }
             Stage::Reclaim(_) | Stage::Done => {
                 let mut batch = self.store.state().batch();
@@ -312,6 +355,10 @@ impl Collection {
 }
 
 impl Shared {
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
     /// Blocks in the store, for a progress bar: 0 while the database cannot say.
     fn blocks_now(&self) -> u64 {
         let Ok((db, _)) = self.db() else { return 0 };

@@ -22,8 +22,6 @@ const SETTLE_LEAST: u64 = 1 << 20;
 const LAZY_SHARE: u64 = 5;
 /// The same when all space is asked for: what is left then is within the 5 % that a store may take beside its blocks.
 const THOROUGH_SHARE: u64 = 50;
-/// What a blob takes in its file beside its bytes: a header and the key.
-const BLOB_RECORD: u64 = 66;
 /// A pass empties one file in this many: its copies need that much room beside the store,
 const PASS_SHARE: u64 = 8;
 /// but at least so many: each pass rewrites all keys too.
@@ -53,16 +51,19 @@ pub(super) struct Reclaiming {
 }
 
 impl Reclaiming {
-    pub fn new(shared: &Shared, report: &GcReport, thorough: bool) -> Result<Reclaiming, StoreError> {
+    /// `resumes`: a collection was broken off before it gave all space back.
+    pub fn new(
+        shared: &Shared,
+        report: &GcReport,
+        thorough: bool,
+        resumes: bool,
+    ) -> Result<Reclaiming, StoreError> {
         let (db, _) = shared.db()?;
         let share = if thorough { THOROUGH_SHARE } else { LAZY_SHARE };
         let now = db.blob_space()?;
         let live: u64 = crate::Class::ALL.iter().map(|class| shared.space.of(*class).1).sum();
-        let expected = live + BLOB_RECORD * shared.blocks_now();
-        // An earlier collection may have been broken off after its sweep: then files hold more than what lives.
-        let left_behind = now.bytes.saturating_sub(expected) > now.bytes / share;
-        let enough = if thorough { 1 } else { SETTLE_LEAST.max(live / SETTLE_SHARE) };
-        let settled = report.freed_bytes < enough && !left_behind;
+        let enough = SETTLE_LEAST.max(live / SETTLE_SHARE);
+        let settled = report.freed_bytes < enough && !thorough && !resumes;
         Ok(Reclaiming { settled, share, passes: 0, before: now, now })
     }
 
@@ -79,6 +80,7 @@ impl Reclaiming {
             self.passes += 1;
             self.now = db.blob_space()?;
         } else {
+            shared.flush(&db)?;
             db.settle()?;
             self.settled = true;
             self.now = db.blob_space()?;
@@ -104,7 +106,7 @@ impl Reclaiming {
 /// Waits, unless collections shall end.
 fn pause(shared: &Shared, long: Duration) {
     let until = Instant::now() + long;
-    while Instant::now() < until && !shared.stopping.load(Ordering::Relaxed) {
+    while Instant::now() < until && !shared.is_stopping() {
         std::thread::sleep(NOTICE.min(long));
     }
 }

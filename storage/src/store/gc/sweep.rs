@@ -111,6 +111,7 @@ impl Store {
     /// incomplete from then on. `false` when it was not here.
     pub fn remove(&self, cid: &cid::Cid) -> Result<bool, StoreError> {
         let (db, _) = self.shared.db()?;
+        self.shared.check_writable(&db)?;
         let key = key(cid);
         let _stripe = self.shared.stripes.lock(std::iter::once(key.as_slice()));
         // A logged deletion of what is only in memory would upset the totals in a crash.

@@ -6,9 +6,11 @@
 //! their hashes, so no part of the key space empties a file: what can be chosen is how many of the oldest files a pass
 //! empties, and that bounds the room it needs beside what is there.
 
+use rocksdb::properties::BACKGROUND_ERRORS;
 use rocksdb::{BottommostLevelCompaction, CompactOptions};
 
 use super::{BLOCKS, BlockDb, META};
+use crate::StoreError;
 use crate::db::DbError;
 
 /// The blob files of a database.
@@ -36,18 +38,14 @@ impl BlockDb {
         })
     }
 
-    /// Drops the records of deleted blocks and every blob file that is wholly dead. Costs a rewriting of the keys, about
-    /// 100 bytes a block; reads and writes go on.
-    pub fn settle(&self) -> Result<(), DbError> {
-        self.flush().map_err(|e| self.failed(e))?;
-        for family in [META, BLOCKS] {
-            self.compact(family);
-        }
-        Ok(())
+    /// Drops the records of deleted blocks and every blob file that is wholly dead, of what is flushed. Costs a rewriting
+    /// of the keys, about 100 bytes a block; reads and writes go on.
+    pub fn settle(&self) -> Result<(), StoreError> {
+        [META, BLOCKS].into_iter().try_for_each(|family| self.compact(family))
     }
 
     /// Writes the live blobs of the `files` oldest blob files anew, so that those files go.
-    pub fn relocate(&self, files: u64) -> Result<(), DbError> {
+    pub fn relocate(&self, files: u64) -> Result<(), StoreError> {
         let all = self.blob_space()?.files.max(1);
         // RocksDB takes a share of the files and rounds down.
         let share = ((files as f64 + 0.5) / all as f64).min(1.0);
@@ -55,20 +53,42 @@ impl BlockDb {
             ("enable_blob_garbage_collection", "true"),
             ("blob_garbage_collection_age_cutoff", &share.to_string()),
         ])?;
-        self.compact(BLOCKS);
+        let compacted = self.compact(BLOCKS);
         // Collecting while ingesting would rewrite live blobs: amplification up to 1.65.
-        self.set(&[("enable_blob_garbage_collection", "false")])
+        self.set(&[("enable_blob_garbage_collection", "false")])?;
+        compacted
+    }
+
+    /// Cuts compactions short. Nothing can be written any more: for a process that ends.
+    pub fn cancel_background(&self) {
+        self.db.cancel_all_background_work(false);
     }
 
     fn set(&self, options: &[(&str, &str)]) -> Result<(), DbError> {
         self.db.set_options_cf(self.family(BLOCKS), options).map_err(|e| self.failed(e))
     }
 
-    fn compact(&self, family: &str) {
+    /// RocksDB's interface for C drops what a compaction says of itself; that one failed is told by the count of errors
+    /// and, if it stopped writes, by the next one.
+    fn compact(&self, family: &str) -> Result<(), StoreError> {
+        let errors = || {
+            let count = self.db.property_int_value(BACKGROUND_ERRORS);
+            count.map(Option::unwrap_or_default).map_err(|e| self.failed(e))
+        };
+        let before = errors()?;
         let mut force = CompactOptions::default();
         force.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
         // Others may compact meanwhile: who adds would be stalled otherwise.
         force.set_exclusive_manual_compaction(false);
         self.db.compact_range_cf_opt(self.family(family), None::<&[u8]>, None::<&[u8]>, &force);
+        if errors()? == before {
+            return Ok(());
+        }
+        self.check_writable().map_err(|e| self.failed(e))?;
+        if !self.is_stopped_by_damage() {
+            let detail = "a table that was to be compacted".to_owned();
+            return Err(DbError::Damaged { path: self.path.clone(), detail }.into());
+        }
+        Err(StoreError::NotReclaimed { path: self.path.clone() })
     }
 }

@@ -1,6 +1,5 @@
 //! What survives a crash, and what does not have to.
 
-use super::super::rocks::Damage;
 use super::*;
 
 #[test]
@@ -179,13 +178,7 @@ fn a_collection_ends_when_the_database_is_reopened_under_it() {
     let mut batch = store.state().batch();
     store.pin(&mut batch, &pin("late", PinKind::Direct, known.0)).unwrap();
     ingest.finish(batch).unwrap();
-    {
-        let mut slot = store.shared.slot.write();
-        drop(Arc::try_unwrap(slot.db.take().unwrap()).ok().expect("nobody else holds it"));
-        let reopened = BlockDb::open(&dir.path().join("blocks"), Damage::Stops).unwrap();
-        slot.db = Some(Arc::new(reopened));
-        slot.incarnation += 1;
-    }
+    reopen(&store);
     assert!(matches!(collection.step(10), Err(StoreError::Reopened)));
     assert_eq!(store.get(&known.0).unwrap(), Some(known.1));
     assert_eq!(store.gc().unwrap().freed_blocks, 1, "the next one goes its way");
@@ -205,4 +198,19 @@ fn a_block_that_is_only_in_memory_is_not_deleted_from_the_books_alone() {
     let store = open(copy.path());
     let stat = store.stat().unwrap();
     assert_eq!((stat.blocks, stat.bytes), (0, 0));
+}
+
+#[test]
+fn a_pin_of_blocks_that_are_only_in_memory_makes_them_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (cid, data) = block(1, 5000);
+    let mut ingest = store.ingest(Class::Own).unwrap();
+    ingest.put(&cid, data.clone()).unwrap();
+    ingest.expose().unwrap();
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin("own", PinKind::Direct, cid)).unwrap();
+    store.state().commit(batch).unwrap();
+    let copy = crash_copy(dir.path());
+    assert_eq!(open(copy.path()).get(&cid).unwrap(), Some(data));
 }

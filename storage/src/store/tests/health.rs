@@ -189,7 +189,9 @@ fn a_flipped_bit_in_a_table_is_found_and_all_else_goes_on() {
         assert_eq!(store.verify(None, &mut |_| true).unwrap().reindexed, 0);
         unpin(&store, "own:0");
         let thorough = GcOptions { thorough: true, ..GcOptions::default() };
-        assert_eq!(store.gc_with(thorough, &mut |_| {}).unwrap().freed_blocks, 9);
+        let collected = store.gc_with(thorough, &mut |_| {}).unwrap();
+        assert_eq!((collected.freed_blocks, collected.kept_by_damage), (9, true));
+        assert!(!store.has_unfinished_collection().unwrap());
         for seed in 0..3 {
             put_all(&store, &[block(1000 + seed, 5000)]);
             store.flush().unwrap();

@@ -1,7 +1,9 @@
 //! The store as its callers see it.
 
+mod collect;
 mod damage;
 mod durability;
+mod flips;
 mod health;
 mod model;
 mod remove;
@@ -13,6 +15,7 @@ use std::path::Path;
 use bytes::Bytes;
 use cid::Cid;
 
+use super::rocks::Damage;
 use super::*;
 use crate::{BlockSink, hash};
 
@@ -61,6 +64,14 @@ fn unpin(store: &Store, id: &str) {
     let mut batch = store.state().batch();
     assert!(store.unpin(&mut batch, &id.into()).unwrap());
     store.state().commit(batch).unwrap();
+}
+
+/// Closes the block database and opens it again, as after a fault. Nobody else may hold it.
+fn reopen(store: &Store) {
+    let mut slot = store.shared.slot.write();
+    let db = slot.db.take().unwrap();
+    assert!(Arc::try_unwrap(db).map(drop).is_ok(), "somebody holds the database");
+    store.shared.put_reopened(&mut slot, Damage::Stops).unwrap();
 }
 
 /// The directory as a crash at this moment would leave it.

@@ -210,20 +210,7 @@ impl Pair {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Put { slot, nodes } => {
-                for number in (0..NODES).filter(|number| nodes >> number & 1 == 1) {
-                    let (cid, data) = self.blocks[number].clone();
-                    self.slot(slot).put(&cid, data).unwrap();
-                    self.model.stamp(number);
-                }
-                // Visible either way. Without the log the next collection begins with a flush, the dearest step of all.
-                if nodes % 8 == 0 {
-                    self.slot(slot).expose().unwrap();
-                } else {
-                    let state = self.store().state().batch();
-                    self.slot(slot).checkpoint(state).unwrap();
-                }
-            }
+            Step::Put { slot, nodes } => self.put(slot, nodes),
             Step::Keep { slot, node } => {
                 let cid = self.blocks[node].0;
                 let kept = self.slot(slot).keep(&cid).unwrap();
@@ -268,6 +255,21 @@ impl Pair {
                 self.store.take().unwrap().close().unwrap();
                 self.store = Some(open(self.dir.path()));
             }
+        }
+    }
+
+    fn put(&mut self, slot: usize, nodes: u16) {
+        for number in (0..NODES).filter(|number| nodes >> number & 1 == 1) {
+            let (cid, data) = self.blocks[number].clone();
+            self.slot(slot).put(&cid, data).unwrap();
+            self.model.stamp(number);
+        }
+        // Visible either way. Without the log the next collection begins with a flush, the dearest step of all.
+        if nodes.is_multiple_of(8) {
+            self.slot(slot).expose().unwrap();
+        } else {
+            let state = self.store().state().batch();
+            self.slot(slot).checkpoint(state).unwrap();
         }
     }
 
