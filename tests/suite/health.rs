@@ -2,10 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use btfs_storage::{GcOptions, Quota, Store, StoreError, StoreOptions};
 use btfs_tests::node::{Node, random_file, sha256};
 use btfs_tests::peers;
 use serde_json::Value;
+
+/// Whatever is waited for has to happen within this.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two looks.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Several blocks, more than one of them in the blob file that is damaged.
 const FILE: u64 = 9 << 20;
@@ -127,4 +134,32 @@ fn pins_have_names_owners_and_ends() {
     assert_eq!(dry["blocks_deleted"], 1);
     assert_eq!(node.json(&["repo", "gc"])["blocks_deleted"], 1);
     assert_eq!(node.json(&["repo", "stat"])["blocks"], 2);
+}
+
+#[test]
+fn a_collection_that_was_broken_off_goes_on_when_the_daemon_starts() {
+    let mut node = Node::init(None);
+    let file = node.file("file");
+    random_file(&file, FILE, 13);
+    let cid = text(&node.json(&["add", path(&file)])["cid"]).to_owned();
+    node.json(&["pin", "rm", &cid]);
+    // As a process does that ends while it collects.
+    let options =
+        StoreOptions { path: node.repo(), tables: Vec::new(), quota: Quota::default(), reserve_bytes: 0 };
+    let store = Store::open(options).expect("nobody else has it");
+    let stopper = store.clone();
+    let stopped = store.gc_with(GcOptions::default(), &mut |_| stopper.stop_collecting());
+    assert!(matches!(stopped, Err(StoreError::CollectionStopped)));
+    drop(stopper);
+    store.close().expect("it closes");
+    let stat = node.json(&["repo", "stat"]);
+    assert_eq!((stat["unfinished_collection"].as_bool(), stat["blocks"] == 0), (Some(true), false));
+    node.start();
+    let deadline = Instant::now() + PATIENCE;
+    while node.json(&["repo", "stat"])["unfinished_collection"] == true {
+        assert!(Instant::now() < deadline, "the collection does not go on");
+        std::thread::sleep(LOOK);
+    }
+    assert_eq!(node.json(&["repo", "stat"])["blocks"], 0);
+    node.stop();
 }
