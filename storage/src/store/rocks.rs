@@ -154,7 +154,7 @@ pub(super) struct Changes<'a> {
 pub(super) enum Damage {
     /// A hole in the log refuses the database; a damaged table that a compaction meets stops writes.
     Stops,
-    /// Damaged records of the log are left out. A damaged table only stops its own compaction.
+    /// Damaged records of the log are left out. A damaged table only stops compactions that are asked for.
     IsPassedOver,
     /// The log is read up to the first damaged record. RocksDB cannot read on behind one that was cut into parts: it
     /// miscounts the next one's checksum.
@@ -166,8 +166,17 @@ impl BlockDb {
         std::fs::create_dir_all(path)
             .map_err(|source| DbError::Directory { path: path.to_owned(), source })?;
         let cache = Cache::new_lru_cache(CACHE);
-        let families =
-            FAMILIES.iter().map(|name| ColumnFamilyDescriptor::new(*name, family_options(name, &cache)));
+        let families = FAMILIES.iter().map(|name| {
+            let mut options = family_options(name, &cache);
+            if damage == Damage::IsPassedOver {
+                // A table that cannot be compacted would be tried again every second, and those that pile up before it
+                // would stop writes in the end. Looking through many tables is slower, and works.
+                options.set_disable_auto_compactions(true);
+                options.set_level_zero_slowdown_writes_trigger(i32::MAX);
+                options.set_level_zero_stop_writes_trigger(i32::MAX);
+            }
+            ColumnFamilyDescriptor::new(*name, options)
+        });
         let mut options = database_options();
         match damage {
             Damage::Stops => {}
@@ -218,7 +227,9 @@ impl BlockDb {
             path = %path.display(), damage, blocks, bytes,
             "the block database was damaged and opened without the damaged records; `btfs repo verify` tells what lacks"
         );
-        Ok(db)
+        // What was in the log is in tables now. If it was not the log, a table cannot even be opened.
+        drop(db);
+        Self::open(path, Damage::Stops).or_else(|_| Self::open(path, Damage::IsPassedOver))
     }
 
     /// Counts all blocks anew: a record that was left out took its share of the totals along, but not what later ones
