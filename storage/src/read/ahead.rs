@@ -19,7 +19,7 @@ use futures::{FutureExt, Stream};
 use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
 use tokio::task::JoinHandle;
 
-use super::file::file_node;
+use super::file::{file_node, position_of};
 use super::{LeafPlan, LeafSlice, ReadError};
 use crate::unixfs::FileNode;
 use crate::{BlockSource, StoreError, hash};
@@ -329,13 +329,7 @@ impl<B: Blocks> AsyncRead for AheadReader<B> {
 
 impl<B: Blocks> AsyncSeek for AheadReader<B> {
     fn start_seek(mut self: Pin<&mut Self>, to: SeekFrom) -> io::Result<()> {
-        let position = match to {
-            SeekFrom::Start(position) => Some(position),
-            SeekFrom::End(delta) => self.size().checked_add_signed(delta),
-            SeekFrom::Current(delta) => self.position.checked_add_signed(delta),
-        };
-        let position = position
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek to a negative position"))?;
+        let position = position_of(to, self.position, self.size())?;
         if position != self.position {
             self.skip_to(position);
         }

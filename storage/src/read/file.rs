@@ -295,15 +295,19 @@ impl<S: BlockSource> Read for FileReader<S> {
     }
 }
 
+/// The position that a reader at `position` of `size` bytes is sent to; behind the end is allowed, before the start not.
+pub(super) fn position_of(to: SeekFrom, position: u64, size: u64) -> io::Result<u64> {
+    let position = match to {
+        SeekFrom::Start(position) => Some(position),
+        SeekFrom::End(delta) => size.checked_add_signed(delta),
+        SeekFrom::Current(delta) => position.checked_add_signed(delta),
+    };
+    position.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek to a negative position"))
+}
+
 impl<S: BlockSource> Seek for FileReader<S> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(position) => Some(position),
-            SeekFrom::End(delta) => self.size().checked_add_signed(delta),
-            SeekFrom::Current(delta) => self.position.checked_add_signed(delta),
-        };
-        let position = position
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek to a negative position"))?;
+        let position = position_of(to, self.position, self.size())?;
         if position != self.position {
             let ahead = position.checked_sub(self.position).and_then(|ahead| usize::try_from(ahead).ok());
             match ahead {
