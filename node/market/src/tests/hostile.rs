@@ -48,6 +48,12 @@ fn hosted(world: &World, i: usize) -> HostAgreementStatus {
     })
 }
 
+/// What a host does that signs and says that it did not.
+fn signs_in_secret() -> Tamper {
+    let refusal = Refusal::WrongState("busy".into());
+    Tamper::After(Ok(encode(&RentalReply::Refused(refusal))))
+}
+
 #[test]
 fn a_host_cannot_choose_the_start() {
     let world = World::new(2);
@@ -101,10 +107,7 @@ fn silence_after_signing_is_not_a_failure() {
     let chosen = mute.clone();
     // The first host that is asked to sign does so, and says nothing about it.
     world.wire.tamper(move |peer, protocol, bytes| match rental(protocol, bytes) {
-        Some(RentalRequest::Sign(_)) if *chosen.lock().get_or_insert(*peer) == *peer => {
-            let refusal = Refusal::WrongState("busy".into());
-            Tamper::After(Ok(encode(&RentalReply::Refused(refusal))))
-        }
+        Some(RentalRequest::Sign(_)) if *chosen.lock().get_or_insert(*peer) == *peer => signs_in_secret(),
         Some(RentalRequest::Status { .. }) if *chosen.lock() == Some(*peer) => {
             Tamper::Instead(Err(CourierError::Protocol("noise".into())))
         }
@@ -142,10 +145,7 @@ fn a_hidden_signature_earns_nothing_for_the_days_it_was_hidden() {
     let root = world.add(0, 300_000);
     // The host signs, and shows it only when it likes.
     world.wire.tamper(|_, protocol, bytes| match rental(protocol, bytes) {
-        Some(RentalRequest::Sign(_)) => {
-            let refusal = Refusal::WrongState("busy".into());
-            Tamper::After(Ok(encode(&RentalReply::Refused(refusal))))
-        }
+        Some(RentalRequest::Sign(_)) => signs_in_secret(),
         Some(RentalRequest::Status { .. }) => Tamper::Instead(Err(CourierError::Protocol("noise".into()))),
         _ => Tamper::Pass,
     });
@@ -169,10 +169,7 @@ fn a_host_that_denies_its_signature_and_is_paid_is_not_used_again() {
     world.rent_out(1..2);
     let root = world.add(0, 300_000);
     world.wire.tamper(|_, protocol, bytes| match rental(protocol, bytes) {
-        Some(RentalRequest::Sign(_)) => {
-            let refusal = Refusal::WrongState("busy".into());
-            Tamper::After(Ok(encode(&RentalReply::Refused(refusal))))
-        }
+        Some(RentalRequest::Sign(_)) => signs_in_secret(),
         Some(RentalRequest::Status { .. } | RentalRequest::Cancel { .. }) => {
             Tamper::Instead(Ok(encode(&RentalReply::Refused(Refusal::Unknown))))
         }
