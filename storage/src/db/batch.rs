@@ -30,7 +30,7 @@ pub struct Batch {
     writes: WriteBatch,
     checks: Vec<Check>,
     last_checks: Vec<Check>,
-    barrier: Option<Check>,
+    barriers: Vec<Check>,
     settle: Vec<Settle>,
 }
 
@@ -41,7 +41,7 @@ impl Batch {
             writes: WriteBatch::default(),
             checks: Vec::new(),
             last_checks: Vec::new(),
-            barrier: None,
+            barriers: Vec::new(),
             settle: Vec::new(),
         }
     }
@@ -83,14 +83,9 @@ impl Batch {
         self.last_checks.push(check);
     }
 
-    /// Runs `barrier` after the checks: it makes durable what they found. The last one that was set counts.
-    pub(crate) fn set_barrier(&mut self, barrier: Check) {
-        self.barrier = Some(barrier);
-    }
-
-    /// Leaves the barrier out: whoever commits has made durable what the batch refers to.
-    pub(crate) fn drop_barrier(&mut self) {
-        self.barrier = None;
+    /// Runs `barrier` after the checks: it makes durable what they found.
+    pub(crate) fn barrier(&mut self, barrier: Check) {
+        self.barriers.push(barrier);
     }
 
     /// Runs `settle` when the batch is written or given up, whichever comes.
@@ -112,7 +107,7 @@ impl Batch {
             inner.check_writable()?;
         }
         run(&mut self.checks)?;
-        self.barrier.take().map_or(Ok(()), |barrier| barrier().map_err(DbError::Refused))?;
+        run(&mut self.barriers)?;
         {
             let _not_alone = inner.writing.read();
             run(&mut self.last_checks)?;

@@ -128,7 +128,7 @@ impl Ingest {
     }
 
     /// Makes everything put so far durable, then commits `state`, and goes on. When it returns, both survive a crash.
-    pub fn checkpoint(&mut self, mut state: Batch) -> Result<Ingested, StoreError> {
+    pub fn checkpoint(&mut self, state: Batch) -> Result<Ingested, StoreError> {
         self.await_writer()?;
         let log = if self.needs_flush { Log::Skip } else { Log::Write };
         self.write_out(log)?;
@@ -142,7 +142,6 @@ impl Ingest {
         drop(db);
         // A database that was reopened meanwhile may have lost what was in memory.
         self.open()?;
-        state.drop_barrier();
         self.shared.state.commit(state)?;
         self.needs_flush = false;
         self.drawn = 0;

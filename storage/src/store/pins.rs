@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cid::Cid;
 use serde::{Deserialize, Serialize};
@@ -170,7 +171,8 @@ impl Store {
         Ok(())
     }
 
-    /// Writes the pin's records, with a lease that ends when the batch does.
+    /// Writes the pin's records, with a lease that ends when the batch does, and makes durable what the checks find that
+    /// are added after this.
     fn put_pin(&self, batch: &mut Batch, pin: &Pin, pages: u32) -> Result<(), StoreError> {
         if let Some(old) = self.state().get(&PINS, &pin.id)? {
             if old.pin.root.hash() != pin.root.hash() {
@@ -190,12 +192,14 @@ impl Store {
         }
         let lease = self.shared.leases.take();
         batch.when_settled(Box::new(move |_| drop(lease)));
-        // The blocks may be those of an ingest that has not finished, in memory alone.
-        let shared = self.shared.clone();
-        batch.set_barrier(Box::new(move || {
-            let (db, _) = shared.db()?;
-            if shared.has_unflushed() { Ok(shared.flush(&db)?) } else { Ok(()) }
+        let (before, after) = (self.shared.clone(), self.shared.clone());
+        let noted = Arc::new(AtomicU64::new(0));
+        let incarnation = noted.clone();
+        batch.check_before(Box::new(move || {
+            noted.store(before.db()?.1, Ordering::Relaxed);
+            Ok(())
         }));
+        batch.barrier(Box::new(move || Ok(after.make_durable(incarnation.load(Ordering::Relaxed))?)));
         Ok(())
     }
 
@@ -353,6 +357,17 @@ impl Shared {
         Err(StoreError::Missing { cid: *cid, what: format!("pin {}", pin.id) })
     }
 
+    /// Makes durable what checks have found in the database of an incarnation: it may be of an ingest that has not
+    /// finished, in memory alone.
+    fn make_durable(&self, incarnation: u64) -> Result<(), StoreError> {
+        // While it is held the database is not reopened.
+        let (db, now) = self.db()?;
+        if now != incarnation {
+            return Err(StoreError::Reopened);
+        }
+        if self.has_unflushed() { self.flush(&db) } else { Ok(()) }
+    }
+
     /// [`hold_block`](Self::hold_block) for many. Those that carry the stamp of this generation, as all do that were just
     /// added, are only looked up: no collection deletes them while the pin's lease lasts.
     fn hold_blocks(&self, pin: &Pin, cids: &[Cid]) -> Result<(), StoreError> {
@@ -364,7 +379,12 @@ impl Shared {
         blocks.dedup_by(|a, b| a.0 == b.0);
         for some in blocks.chunks(LOOKED_UP) {
             let keys: Vec<&[u8]> = some.iter().map(|(key, _)| key.as_slice()).collect();
-            for ((_, cid), found) in some.iter().zip(db.metas_of(&keys)?) {
+            let found = {
+                // What is found was also counted as unflushed.
+                let _stripes = self.stripes.lock(keys.iter().copied());
+                db.metas_of(&keys)?
+            };
+            for ((_, cid), found) in some.iter().zip(found) {
                 if found.is_none_or(|meta| meta.quarantined || meta.generation != generation) {
                     self.hold_block(pin, cid)?;
                 }

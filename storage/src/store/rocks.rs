@@ -190,7 +190,10 @@ impl BlockDb {
         let db =
             DB::open_cf_descriptors(&options, path, families).map_err(|e| DbError::from_rocks(path, e))?;
         let db = BlockDb { db, path: path.to_owned(), damage, read_only: false };
-        db.remove_orphans(&before)?;
+        // They only take space, and are looked at again the next time.
+        if let Err(error) = db.remove_orphans(&before) {
+            tracing::warn!(%error, "what a crash left of blob files could not be removed");
+        }
         Ok(db)
     }
 

@@ -1,13 +1,15 @@
 //! Giving back the space of agreements that are over.
 //!
 //! A collection of a large store takes minutes, which no round may wait for: it runs beside them, one at a time. What a
-//! tick has freed is told, and its time counts as worked through, when a collection that began after it has ended.
+//! tick has freed is told when a collection that began after it has succeeded. Its time counts as worked through then
+//! too, or as soon as there is nothing to do but to wait.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use btfs_storage::StoreError;
+use btfs_storage::{GcReport, StoreError};
+use tokio::task::JoinError;
 
 use super::{HostService, Inner};
 use crate::events::MarketEvent;
@@ -89,19 +91,14 @@ impl Inner {
             self.garbage.store(false, Ordering::Relaxed);
             let store = self.store.clone();
             // Not on the store's own threads, which serve blocks: it may take minutes.
-            let collected = tokio::task::spawn_blocking(move || store.gc()).await;
-            let collected = collected.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            let success = succeeded(tokio::task::spawn_blocking(move || store.gc()).await);
             let mut due = self.collecting.lock();
-            due.last = Some((Instant::now(), collected.is_err()));
-            match collected {
-                Ok(_) => self.tell_freed(freed, through),
-                Err(error) => {
-                    self.garbage.store(true, Ordering::Relaxed);
-                    due.freed.extend(freed);
-                    if !matches!(error, StoreError::CollectionStopped) {
-                        tracing::warn!(%error, "the space of ended agreements is not collected yet");
-                    }
-                }
+            due.last = Some((Instant::now(), !success));
+            if success {
+                self.tell_freed(freed, through);
+            } else {
+                self.garbage.store(true, Ordering::Relaxed);
+                due.freed.extend(freed);
             }
             match self.next(&due) {
                 Next::Collect => continue,
@@ -112,4 +109,18 @@ impl Inner {
             return;
         }
     }
+}
+
+/// Whether a collection did its work; says why not.
+fn succeeded(collected: Result<Result<GcReport, StoreError>, JoinError>) -> bool {
+    let error: &dyn std::error::Error = match &collected {
+        Ok(Ok(_)) => return true,
+        // The process ends.
+        Ok(Err(StoreError::CollectionStopped)) => return false,
+        Ok(Err(error)) => error,
+        // It panicked. Rounds go on, and a later one may succeed.
+        Err(error) => error,
+    };
+    tracing::warn!(error, "the space of ended agreements is not collected yet");
+    false
 }

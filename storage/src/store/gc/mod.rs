@@ -232,6 +232,9 @@ impl Collection {
     /// Removes expired pins and begins a generation.
     pub fn begin(store: &Store, now: u64, options: GcOptions) -> Result<Collection, StoreError> {
         let shared = &store.shared;
+        if shared.is_stopping() {
+            return Err(StoreError::CollectionStopped);
+        }
         shared.check_writable(&shared.db()?.0)?;
         let mut report = GcReport::default();
         let resumes = store.has_unfinished_collection()?;
@@ -302,6 +305,10 @@ impl Collection {
             Stage::Done => return Ok(false),
         };
         if !more {
+            // A compaction that was cut short looks like one that found nothing.
+            if shared.is_stopping() {
+                return Err(StoreError::CollectionStopped);
+            }
             self.next_stage()?;
         }
         Ok(!matches!(self.stage, Stage::Done))

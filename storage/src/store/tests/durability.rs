@@ -81,6 +81,45 @@ fn a_small_ingest_that_relies_on_unflushed_blocks_makes_them_durable() {
 }
 
 #[test]
+fn a_pin_makes_durable_what_it_links_in_the_memory_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (leaf, data) = block(1, 100_000);
+    let mut large = store.ingest(Class::Own).unwrap();
+    large.put(&leaf, data.clone()).unwrap();
+    large.expose().unwrap();
+    // Neither put nor kept by the one that links it, as when a directory is changed.
+    let (root, root_data) = node(0, &[leaf]);
+    let mut small = store.ingest(Class::Own).unwrap();
+    small.put(&root, root_data).unwrap();
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin("p", PinKind::Recursive, root)).unwrap();
+    small.finish(batch).unwrap();
+    let copy = crash_copy(dir.path());
+    let after = open(copy.path());
+    after.gc().unwrap();
+    assert_eq!(after.get(&leaf).unwrap().as_ref(), Some(&data));
+}
+
+#[test]
+fn a_pin_does_not_outlast_the_database_in_which_its_blocks_were_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (cid, data) = block(1, 1000);
+    put_all(&store, &[(cid, data)]);
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin("p", PinKind::Direct, cid)).unwrap();
+    let reopened = store.clone();
+    batch.check_before(Box::new(move || {
+        reopen(&reopened);
+        Ok(())
+    }));
+    let error = StoreError::from(store.state().commit(batch).unwrap_err());
+    assert!(matches!(error, StoreError::Reopened), "{error}");
+    assert_eq!(store.pins().unwrap(), []);
+}
+
+#[test]
 fn totals_stay_right_when_a_crash_takes_unflushed_blocks() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
