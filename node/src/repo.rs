@@ -4,6 +4,7 @@
 //! databases `state/` and `blocks/`. Whoever uses the databases holds the lock; a second process is told who
 //! has it instead of waiting or breaking in.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -304,8 +305,10 @@ impl Repo {
 
 /// Files of a backup with their modes, in the order in which they are written.
 const COPIED: [(&str, u32); 3] = [("network.toml", 0o644), ("key", 0o600), ("config.toml", 0o644)];
-/// Directories of a backup.
+/// Directories that every backup has.
 const DATABASES: [&str; 2] = ["state", "blocks"];
+/// What the names of its further data directories begin with.
+const MORE_BLOCKS: &str = "blocks-";
 
 /// Makes a repo at `root`, where none is, from a backup. The configuration comes last: without it nothing is a repo.
 pub fn restore(backup: &Path, root: &Path) -> Result<(), RepoError> {
@@ -316,12 +319,17 @@ pub fn restore(backup: &Path, root: &Path) -> Result<(), RepoError> {
             return Err(RepoError::NoBackup(path));
         }
     }
-    if let Some(database) = DATABASES.map(|name| root.join(name)).into_iter().find(|path| path.exists()) {
+    let mut databases: Vec<OsString> = DATABASES.iter().map(OsString::from).collect();
+    for entry in fs::read_dir(backup).map_err(io("cannot read", backup))? {
+        let name = entry.map_err(io("cannot read", backup))?.file_name();
+        databases.extend(Some(name).filter(|name| name.to_string_lossy().starts_with(MORE_BLOCKS)));
+    }
+    if let Some(database) = databases.iter().map(|name| root.join(name)).find(|path| path.exists()) {
         return Err(RepoError::InTheWay(database));
     }
     let repo = Repo::create(root, None)?;
-    for database in DATABASES {
-        copy_directory(&backup.join(database), &root.join(database))?;
+    for database in databases {
+        copy_directory(&backup.join(&database), &root.join(&database))?;
     }
     from.copy_files_to(repo.root())
 }

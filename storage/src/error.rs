@@ -127,7 +127,8 @@ pub enum StoreError {
     /// The state knows of blocks, and their database is not there.
     #[error(
         "the block database {} of this repo is gone (is its disk mounted?); nothing was changed; \
-         put it back, or restore the repo from a backup",
+         put it back, or restore the repo from a backup; a data directory besides the repo's own that is lost \
+         is given up by `btfs repo dir forget`",
         path.display()
     )]
     BlocksGone {
@@ -152,6 +153,24 @@ pub enum StoreError {
     )]
     ForeignBlocks {
         /// The block database.
+        path: PathBuf,
+    },
+    /// A directory cannot be used for blocks, or not be given up.
+    #[error("data directory {}: {detail}; nothing was changed", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What is in the way.
+        detail: String,
+    },
+    /// Emptying a directory was broken off.
+    #[error(
+        "emptying the data directory {} was stopped; it takes no new blocks, what is left in it is served; \
+         remove it again to go on, or add it to keep it",
+        path.display()
+    )]
+    DrainStopped {
+        /// The directory.
         path: PathBuf,
     },
     /// A copy could not be made.

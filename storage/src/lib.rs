@@ -51,7 +51,7 @@ pub use error::{StoreError, size};
 #[doc(hidden)]
 pub use store::decoders;
 pub use store::{
-    BackupReport, ClassStat, GcOptions, GcPhase, GcProgress, GcReport, InPlace, Incomplete, Ingest, Ingested,
-    LocatedBlock, Pin, PinId, PinKind, Quota, Removal, RepoStat, ScrubPage, Store, StoreOptions, StoredBlock,
-    Verified,
+    BackupReport, ClassStat, DirectoryStat, DirectoryState, GcOptions, GcPhase, GcProgress, GcReport,
+    InPlace, Incomplete, Ingest, Ingested, LocatedBlock, Pin, PinId, PinKind, Quota, Removal, RepoStat,
+    ScrubPage, Store, StoreOptions, StoredBlock, Verified,
 };

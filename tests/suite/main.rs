@@ -9,6 +9,7 @@ mod car;
 mod cids;
 mod crash;
 mod demo;
+mod directories;
 mod disks;
 mod files;
 mod fuzz;

@@ -15,6 +15,7 @@ pub(crate) mod body;
 pub mod car;
 pub mod channel;
 pub mod dag;
+pub mod directories;
 pub mod files;
 pub mod filestore;
 pub mod ledger;
@@ -40,6 +41,7 @@ pub fn routes() -> Router<Arc<Node>> {
     let router = car::routes(router);
     let router = block::routes(router);
     let router = dag::routes(router);
+    let router = directories::routes(router);
     let router = refs::routes(router);
     let router = stat::routes(router);
     let router = network::routes(router);

@@ -17,6 +17,7 @@ mod channel;
 pub mod client;
 mod daemon;
 mod dag;
+mod directory;
 mod files;
 mod filestore;
 mod market;

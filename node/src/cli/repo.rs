@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
 use super::Context;
+use super::directory::DirectoryCommand;
 use crate::calls::repo::{
     BackupRequest, GcRequest, IncompletePin, RepoStatAnswer, RepoStatRequest, VerifyAnswer, VerifyRequest,
 };
@@ -33,6 +34,9 @@ pub enum RepoCommand {
         #[arg(long, value_name = "SIZE")]
         rate: Option<ByteSize>,
     },
+    /// The directories that hold its blocks, on one disk or several.
+    #[command(subcommand)]
+    Dir(DirectoryCommand),
     /// Copy the repo, its key included, into a new directory while it is in use.
     Backup {
         /// The directory: empty, or not there.
@@ -70,6 +74,7 @@ impl RepoCommand {
                     })
                     .await
             }
+            Self::Dir(command) => command.run(context).await,
             Self::Verify { repair, rate } => verify(context, repair, rate).await,
             Self::Backup { dir } => {
                 let request = BackupRequest { target: std::path::absolute(&dir)? };

@@ -1,14 +1,17 @@
 //! What a daemon does for its store by itself: lets expired pins go, ends a collection that was broken off, collects at
-//! the watermark, and reads everything again and again to find what rotted, and fetches that anew.
+//! the watermark, settles its data directories, and reads everything again and again to find what rotted, and fetches that anew.
 //!
 //! Each is a small step on a timer, so that a daemon that runs for a minute a day does its share too.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use btfs_storage::{Cid, ClassStat, GcOptions, RepoStat, ScrubPage, StoreError};
+use btfs_storage::{
+    Cid, ClassStat, DirectoryStat, DirectoryState, GcOptions, RepoStat, ScrubPage, StoreError,
+};
 
 use crate::api::call::Progress;
+use crate::calls::directories::{add, drain};
 use crate::node::Node;
 use crate::retrieve::repair;
 
@@ -28,6 +31,7 @@ pub async fn run(node: Arc<Node>) {
     tokio::select! {
         () = stop.cancelled() => {}
         () = tidy(&node) => {}
+        () = settle_directories(&node) => {}
         () = scrub(&node) => {}
     }
 }
@@ -57,6 +61,38 @@ async fn tidy(node: &Arc<Node>) {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "the store cannot be counted"),
         }
+    }
+}
+
+/// Goes on with emptying data directories where a stop broke it off, and takes in those that were missing for a while.
+async fn settle_directories(node: &Arc<Node>) {
+    match node.store.run(|store| store.directories()).await {
+        Ok(directories) => {
+            for (n, left) in directories.into_iter().enumerate() {
+                settle(node, n == 0, left).await;
+            }
+        }
+        Err(error) => tracing::warn!(%error, "which data directories are to be emptied is not known"),
+    }
+    // All is done, and the daemon goes on.
+    std::future::pending().await
+}
+
+async fn settle(node: &Arc<Node>, is_own: bool, left: DirectoryStat) {
+    let settled = match left.state {
+        // The repo's own stays when it is empty.
+        DirectoryState::Emptied if !is_own || left.blocks > 0 => {
+            tracing::info!(path = %left.path.display(), "emptying a data directory goes on");
+            drain(node, left.path.clone(), Progress::default()).await.map(drop)
+        }
+        DirectoryState::Returned => {
+            tracing::info!(path = %left.path.display(), "a data directory that was missing is taken in again");
+            add(node, left.path.clone()).await.map(drop)
+        }
+        DirectoryState::Emptied | DirectoryState::Open | DirectoryState::Missing => return,
+    };
+    if let Err(error) = settled {
+        tracing::warn!(path = %left.path.display(), error = error.message, "a data directory takes no blocks");
     }
 }
 

@@ -5,11 +5,12 @@
 //! so whatever a copied pin needs is among the copied blocks. What was not acknowledged when the copy was made may be
 //! in it, as after a crash, and goes with its first collection.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::Store;
+use super::volumes::directories::{DirectoryState, copy_name, name_copies};
 use crate::StoreError;
 
 /// What was copied.
@@ -24,7 +25,7 @@ pub struct BackupReport {
 }
 
 impl Store {
-    /// Copies the store below `dir`, which must be empty or not there: `dir/state` and `dir/blocks` open as a store. Reads
+    /// Copies the store below `dir`, which must be empty or not there: `dir` opens as a store. Reads
     /// and writes go on; a running collection is waited for. The copy is durable when this returns.
     ///
     /// # Errors
@@ -40,7 +41,8 @@ impl Store {
         let _no_collection = self.shared.collecting.lock();
         let copied = self.copy_to(dir);
         if copied.is_err() {
-            for part in ["state", "blocks"] {
+            let blocks = self.shared.db()?.0.iter().map(|volume| copy_name(volume.id)).collect::<Vec<_>>();
+            for part in blocks.into_iter().chain([PathBuf::from("state")]) {
                 // The error that is told is the one that ended the copy.
                 let _ = std::fs::remove_dir_all(dir.join(part));
             }
@@ -50,10 +52,17 @@ impl Store {
 
     fn copy_to(&self, dir: &Path) -> Result<BackupReport, StoreError> {
         let failed = |e: rocksdb::Error| StoreError::Backup { path: dir.to_owned(), detail: e.to_string() };
-        self.state().checkpoint(&dir.join("state")).map_err(failed)?;
         let (db, _) = self.shared.db()?;
+        if let Some(missing) = self.directories()?.iter().find(|one| one.state == DirectoryState::Missing) {
+            let detail = format!("the data directory {} is missing", missing.path.display());
+            return Err(StoreError::Backup { path: dir.to_owned(), detail });
+        }
+        self.state().checkpoint(&dir.join("state")).map_err(failed)?;
         let stat = self.stat()?;
-        db.checkpoint(&dir.join("blocks")).map_err(failed)?;
+        for volume in db.iter() {
+            volume.db.checkpoint(&dir.join(copy_name(volume.id))).map_err(failed)?;
+        }
+        name_copies(&dir.join("state"), &db)?;
         std::fs::File::open(dir)
             .and_then(|dir| dir.sync_all())
             .map_err(|e| StoreError::Backup { path: dir.to_owned(), detail: e.to_string() })?;

@@ -8,14 +8,14 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use super::Shared;
-use super::rocks::{BlockDb, Log};
+use super::rocks::Log;
 use super::write::{Incoming, Written};
 use crate::{Class, StoreError};
 
 /// The thread of one ingest.
 pub(super) struct Writer {
     /// `None` once it shall end.
-    batches: Option<SyncSender<(Arc<BlockDb>, Vec<Incoming>)>>,
+    batches: Option<SyncSender<(u64, Vec<Incoming>)>>,
     written: Receiver<Result<Written, StoreError>>,
     thread: Option<JoinHandle<()>>,
     busy: bool,
@@ -24,12 +24,12 @@ pub(super) struct Writer {
 impl Writer {
     /// Starts a thread that writes batches of `class`, filling a promise if one is named. They skip the log.
     pub fn start(shared: Arc<Shared>, class: Class, draws_on: Option<String>) -> Result<Writer, StoreError> {
-        let (batches, queue) = sync_channel::<(Arc<BlockDb>, Vec<Incoming>)>(1);
+        let (batches, queue) = sync_channel::<(u64, Vec<Incoming>)>(1);
         let (done, written) = sync_channel(1);
         let work = move || {
-            for (db, batch) in queue {
-                let result = shared.put(&db, class, &batch, draws_on.as_deref(), Log::Skip);
-                drop((db, batch));
+            for (incarnation, batch) in queue {
+                let result = shared.put(incarnation, class, &batch, draws_on.as_deref(), Log::Skip);
+                drop(batch);
                 // An ingest waits for every batch before it ends.
                 if done.send(result).is_err() {
                     return;
@@ -42,9 +42,9 @@ impl Writer {
     }
 
     /// Hands a batch over. The one before must have been [waited for](Self::wait).
-    pub fn begin(&mut self, db: Arc<BlockDb>, batch: Vec<Incoming>) {
+    pub fn begin(&mut self, incarnation: u64, batch: Vec<Incoming>) {
         let batches = self.batches.as_ref().expect("open until it is dropped");
-        batches.send((db, batch)).expect("the thread ends after the channel is closed");
+        batches.send((incarnation, batch)).expect("the thread ends after the channel is closed");
         self.busy = true;
     }
 

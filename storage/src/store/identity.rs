@@ -41,6 +41,13 @@ pub(super) fn check(state: &StateDb, blocks: &BlockDb, any_blocks: bool) -> Resu
     Ok(state.commit(batch)?)
 }
 
+/// Makes a new, empty block database one of this repo's.
+pub(super) fn adopt(state: &StateDb, blocks: &BlockDb) -> Result<(), StoreError> {
+    // Opening gave the state one.
+    let identity = state.get(&IDENTITY, &())?.unwrap_or_else(random);
+    Ok(blocks.set_identity(&identity)?)
+}
+
 /// Sixteen bytes that no other repo has: the keys of hash maps are seeded by the system's generator.
 fn random() -> [u8; 16] {
     let word = || RandomState::new().hash_one(std::process::id()).to_be_bytes();

@@ -8,7 +8,7 @@ use cid::Cid;
 
 use super::behind::Writer;
 use super::lease::Lease;
-use super::rocks::{BlockDb, Log};
+use super::rocks::Log;
 use super::write::{Incoming, Written};
 use super::{Shared, key};
 use crate::db::Batch;
@@ -111,8 +111,8 @@ impl Ingest {
             self.totals.blocks += 1;
             return Ok(true);
         }
-        let db = self.open()?;
-        let Some(meta) = self.shared.touch(&db, &key)? else {
+        self.check()?;
+        let Some(meta) = self.shared.touch(self.incarnation, &key)? else {
             // What is kept for others must not hang on a file of the user's.
             return Ok(self.class != Class::Hosted && self.shared.rely_on_place(cid)?);
         };
@@ -132,16 +132,14 @@ impl Ingest {
         self.await_writer()?;
         let log = if self.needs_flush { Log::Skip } else { Log::Write };
         self.write_out(log)?;
-        let db = self.open()?;
         let barrier = match (self.read_only, self.needs_flush) {
             (true, _) => Ok(()),
-            (false, true) => self.shared.flush(&db),
-            (false, false) => self.shared.sync(&db),
+            (false, true) => self.shared.flush(),
+            (false, false) => self.shared.sync(),
         };
         barrier.inspect_err(|_| self.failed = true)?;
-        drop(db);
         // A database that was reopened meanwhile may have lost what was in memory.
-        self.open()?;
+        self.check()?;
         self.shared.state.commit(state)?;
         self.needs_flush = false;
         self.drawn = 0;
@@ -159,28 +157,27 @@ impl Ingest {
         self.totals
     }
 
-    /// The database, if it is still the one this ingest began with.
-    fn open(&mut self) -> Result<Arc<BlockDb>, StoreError> {
+    /// Refuses unless the databases are still those this ingest began with.
+    fn check(&mut self) -> Result<(), StoreError> {
         if self.failed {
             return Err(StoreError::IngestFailed);
         }
-        let (db, incarnation) = self.shared.db()?;
-        if incarnation != self.incarnation {
+        if self.shared.db()?.1 != self.incarnation {
             self.failed = true;
             return Err(StoreError::Reopened);
         }
-        Ok(db)
+        Ok(())
     }
 
     /// Writes all that is gathered, and waits until it is written.
     fn write_out(&mut self, log: Log) -> Result<(), StoreError> {
         self.await_writer()?;
-        let db = self.open()?;
+        self.check()?;
         if self.buffer.is_empty() {
             return Ok(());
         }
         let reservation = self.reservation.as_deref();
-        let written = self.shared.put(&db, self.class, &self.buffer, reservation, log);
+        let written = self.shared.put(self.incarnation, self.class, &self.buffer, reservation, log);
         self.buffer.clear();
         self.buffered = 0;
         self.waiting.clear();
@@ -190,12 +187,12 @@ impl Ingest {
     /// Has a full buffer written while the next one fills.
     fn write_behind(&mut self) -> Result<(), StoreError> {
         self.await_writer()?;
-        let db = self.open()?;
+        self.check()?;
         let writer = match &mut self.writer {
             Some(writer) => writer,
             none => none.insert(Writer::start(self.shared.clone(), self.class, self.reservation.clone())?),
         };
-        writer.begin(db, std::mem::take(&mut self.buffer));
+        writer.begin(self.incarnation, std::mem::take(&mut self.buffer));
         self.buffered = 0;
         self.with_writer = std::mem::take(&mut self.waiting);
         Ok(())
@@ -234,8 +231,8 @@ impl BlockSink for Ingest {
             return Ok(());
         }
         if self.read_only {
-            let db = self.open()?;
-            self.shared.check_writable(&db)?;
+            self.check()?;
+            self.shared.check_writable(&self.shared.db()?.0)?;
         }
         let key = key(cid);
         let known = self.with_writer.contains_key(&key);

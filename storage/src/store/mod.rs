@@ -5,7 +5,8 @@
 //!
 //! | file | concern |
 //! |---|---|
-//! | `rocks` | the block database: options, records |
+//! | `rocks` | a block database: options, records |
+//! | `volumes` | all of them as one: data directories, placement, emptying one |
 //! | `pinned` | bytes handed out without a copy |
 //! | `write` | putting a batch of blocks: dedupe, stamps, books, faults |
 //! | `ingest` | a series of puts that is acknowledged as a whole |
@@ -26,7 +27,7 @@
 //! | `decoders` | what the fuzzer of `tests/` needs of the above |
 //!
 //! Lock order: collection lock, key stripes (ascending), books, generations. Nothing waits for a disk sync while it
-//! holds a stripe.
+//! holds a stripe, but for the last step of emptying a directory.
 //!
 //! What a crash can lose: blocks of ingests that did not finish (nobody was told they are there) and stamps, which only
 //! matter while their lease lives. What it cannot: anything for which [`Ingest::finish`] or a commit returned.
@@ -53,6 +54,7 @@ mod stat;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod volumes;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -70,8 +72,10 @@ use lease::Leases;
 use located::Places;
 use pool::Pool;
 use quota::{Promise, Space};
-use rocks::{BlockDb, Counter};
-use write::Stripes;
+use rocks::{Budget, Counter};
+use volumes::opening::How;
+use volumes::{Volumes, directories, opening};
+use write::{Fault, Stripes};
 
 pub use backup::BackupReport;
 use gc::Marks;
@@ -84,6 +88,7 @@ pub use quota::Quota;
 pub use scrub::{ScrubPage, StoredBlock};
 pub use stat::{ClassStat, RepoStat};
 pub use verify::{Incomplete, Verified};
+pub use volumes::directories::{DirectoryStat, DirectoryState};
 
 /// The generation counter of the store, durable before its value is used.
 const GENERATION: Table<(), u64> = Table::new("storage.generation");
@@ -116,6 +121,9 @@ pub struct Store {
 struct Shared {
     state: StateDb,
     slot: RwLock<Slot>,
+    /// The repo's directory.
+    root: PathBuf,
+    /// The store's own directory for blocks.
     blocks_path: PathBuf,
     stripes: Stripes,
     leases: Arc<Leases>,
@@ -128,10 +136,14 @@ struct Shared {
     sync_barrier: Barrier,
     places: Places,
     /// What the block database last failed with, until it is writable again.
-    fault: Mutex<Option<String>>,
-    /// What reading a damaged table last said.
-    damaged_table: Mutex<Option<String>>,
+    fault: Mutex<Option<Fault>>,
+    /// What reading a damaged table last said, and which database has it.
+    damaged_table: Mutex<Option<Fault>>,
     collecting: Mutex<()>,
+    /// Directories that were given up, whose blocks somebody may still be reading.
+    left: Mutex<Vec<directories::Left>>,
+    /// What the block databases may take.
+    budget: Budget,
     /// Batches put and blocks read so far, so that a collection notices when others are busy.
     calls: AtomicU64,
     /// Whether collections shall end.
@@ -141,12 +153,14 @@ struct Shared {
     pool: Pool,
 }
 
-/// The block database, which can be reopened in place.
+/// The block databases, which can be reopened in place.
 struct Slot {
     /// `None` only after a reopening failed.
-    db: Option<Arc<BlockDb>>,
+    db: Option<Arc<Volumes>>,
     /// Raised with every reopening: what was not durable before is gone.
     incarnation: u64,
+    /// Raised whenever the set of databases changes.
+    set: u64,
 }
 
 impl Store {
@@ -160,17 +174,19 @@ impl Store {
     /// [`DbError::ReadOnly`](crate::db::DbError::ReadOnly).
     pub fn open(options: StoreOptions) -> Result<Store, StoreError> {
         let mut tables = options.tables;
-        tables.extend([GENERATION.name(), PROMISES.name(), gc::UNFINISHED.name(), identity::IDENTITY.name()]);
+        tables.extend([GENERATION.name(), PROMISES.name(), gc::UNFINISHED.name()]);
+        tables.extend([identity::IDENTITY.name(), directories::DIRECTORIES.name()]);
         tables.extend(pins::TABLES);
         tables.extend(located::TABLES);
         tables.extend(alias::TABLES);
-        let blocks_path = options.path.join("blocks");
+        let blocks_path = options.path.join(directories::OWN_NAME);
         let marks_path = options.path.join("marks");
-        let (state, blocks) = match readonly::is_read_only(&options.path) {
-            true => readonly::open(&options.path.join("state"), &blocks_path)?,
-            false => Self::open_writable(&options.path.join("state"), &blocks_path, &marks_path, &tables)?,
+        let budget = Budget::new(1);
+        let (state, volumes) = match readonly::is_read_only(&options.path) {
+            true => readonly::open(&options.path, &budget)?,
+            false => Self::open_writable(&options.path, &marks_path, &tables, &budget)?,
         };
-        let used = used(&blocks)?;
+        let used = volumes.used()?;
         let generation = state.get(&GENERATION, &())?.unwrap_or(FIRST_GENERATION);
         let promises = state.scan(&PROMISES, &[]).collect::<Result<Vec<_>, _>>()?;
         let space = Space::new(options.quota, used, promises);
@@ -179,7 +195,8 @@ impl Store {
             .map_err(|e| StoreError::Unwritable { path: blocks_path.clone(), detail: e.to_string() })?;
         let shared = Shared {
             state,
-            slot: RwLock::new(Slot { db: Some(Arc::new(blocks)), incarnation: 0 }),
+            slot: RwLock::new(Slot { db: Some(Arc::new(volumes)), incarnation: 0, set: 0 }),
+            root: options.path,
             blocks_path,
             stripes: Stripes::default(),
             leases: Leases::new(generation),
@@ -193,6 +210,8 @@ impl Store {
             fault: Mutex::new(None),
             damaged_table: Mutex::new(None),
             collecting: Mutex::new(()),
+            left: Mutex::new(Vec::new()),
+            budget,
             calls: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             marks_path,
@@ -203,22 +222,22 @@ impl Store {
 
     /// The databases of a repo that may be new, old, or not have been closed well.
     fn open_writable(
-        state: &Path,
-        blocks: &Path,
+        root: &Path,
         marks: &Path,
         tables: &[&'static str],
-    ) -> Result<(StateDb, BlockDb), StoreError> {
-        let state = StateDb::open(state, tables)?;
-        schema::migrate(&state, blocks)?;
+        budget: &Budget,
+    ) -> Result<(StateDb, Volumes), StoreError> {
+        let state = StateDb::open(&root.join("state"), tables)?;
+        schema::migrate(&state, &root.join(directories::OWN_NAME))?;
         for left in [marks, &marks.with_extension("whole")] {
             if Marks::remove(left)? {
                 tracing::warn!(path = %left.display(), "removed what an interrupted collection left");
             }
         }
-        identity::check_before(&state, blocks)?;
-        let blocks = BlockDb::open_or_mend(blocks)?;
-        identity::check(&state, &blocks, used(&blocks)?.iter().any(|bytes| *bytes > 0))?;
-        Ok((state, blocks))
+        let all = opening::load(&state, root)?;
+        opening::remove_gone(&state, &all)?;
+        let volumes = opening::open(&state, &all, budget, &How::Mending)?;
+        Ok((state, volumes))
     }
 
     /// The state database, where every crate keeps its tables.
@@ -257,8 +276,7 @@ impl Store {
     /// known size.
     pub fn check_space(&self, class: Class, bytes: u64) -> Result<(), StoreError> {
         self.shared.space.check(class, bytes)?;
-        let (db, _) = self.shared.db()?;
-        self.shared.check_disk(&db, bytes)
+        self.shared.check_disks(bytes)
     }
 
     /// Promises `bytes` of `class` under `id`, with the batch. The space counts as used at once, so that two promises
@@ -299,7 +317,7 @@ impl Store {
         if db.is_read_only() {
             return Ok(());
         }
-        self.shared.flush(&db)?;
+        self.shared.flush()?;
         Ok(self.shared.state.flush()?)
     }
 
@@ -313,15 +331,6 @@ impl Store {
     }
 }
 
-/// The bytes in use per class, as the block database has them.
-fn used(db: &BlockDb) -> Result<[u64; 3], StoreError> {
-    let mut used = [0; 3];
-    for class in Class::ALL {
-        used[class.index()] = db.counter(Counter::Bytes(class))?;
-    }
-    Ok(used)
-}
-
 impl BlockSource for Store {
     /// Verified against the checksum it was written with. A damaged block is put aside and reported once as
     /// [`StoreError::Corrupt`]; after that it is absent.
@@ -329,8 +338,7 @@ impl BlockSource for Store {
         if let Some(data) = hash::inline(cid) {
             return Ok(Some(Bytes::copy_from_slice(data)));
         }
-        let (db, _) = self.shared.db()?;
-        self.shared.read_anywhere(&db, cid)
+        self.shared.look(|db| self.shared.read_anywhere(db, cid))
     }
 
     fn has(&self, cid: &Cid) -> Result<bool, StoreError> {
@@ -341,8 +349,7 @@ impl BlockSource for Store {
         if let Some(data) = hash::inline(cid) {
             return Ok(Some(data.len() as u64));
         }
-        let (db, _) = self.shared.db()?;
-        let meta = db.meta(&key(cid))?.filter(|meta| !meta.quarantined);
+        let meta = self.shared.look(|db| Ok(db.meta(&key(cid))?.filter(|meta| !meta.quarantined)))?;
         match meta {
             Some(meta) => Ok(Some(u64::from(meta.size))),
             None => self.shared.size_in_place(cid),

@@ -162,9 +162,9 @@ impl Store {
         self.put_pin(batch, &pin, pages)?;
         let (shared, blocks) = (self.shared.clone(), blocks.to_vec());
         batch.check_before(Box::new(move || {
-            let (db, _) = shared.db()?;
+            let (_, incarnation) = shared.db()?;
             for cid in &blocks {
-                shared.touch(&db, &key(cid))?;
+                shared.touch(incarnation, &key(cid))?;
             }
             Ok(())
         }));
@@ -350,8 +350,8 @@ impl Shared {
         if hash::inline(cid).is_some() {
             return Ok(());
         }
-        let (db, _) = self.db()?;
-        if self.touch(&db, &key(cid))?.is_some() || self.rely_on_place(cid)? {
+        let (_, incarnation) = self.db()?;
+        if self.touch(incarnation, &key(cid))?.is_some() || self.rely_on_place(cid)? {
             return Ok(());
         }
         Err(StoreError::Missing { cid: *cid, what: format!("pin {}", pin.id) })
@@ -361,11 +361,11 @@ impl Shared {
     /// finished, in memory alone.
     fn make_durable(&self, incarnation: u64) -> Result<(), StoreError> {
         // While it is held the database is not reopened.
-        let (db, now) = self.db()?;
+        let (_held, now) = self.db()?;
         if now != incarnation {
             return Err(StoreError::Reopened);
         }
-        if self.has_unflushed() { self.flush(&db) } else { Ok(()) }
+        if self.has_unflushed() { self.flush() } else { Ok(()) }
     }
 
     /// [`hold_block`](Self::hold_block) for many. Those that carry the stamp of this generation, as all do that were just
@@ -382,10 +382,10 @@ impl Shared {
             let found = {
                 // What is found was also counted as unflushed.
                 let _stripes = self.stripes.lock(keys.iter().copied());
-                db.metas_of(&keys)?
+                db.find_all(&keys)?
             };
             for ((_, cid), found) in some.iter().zip(found) {
-                if found.is_none_or(|meta| meta.quarantined || meta.generation != generation) {
+                if found.is_none_or(|(_, meta)| meta.quarantined || meta.generation != generation) {
                     self.hold_block(pin, cid)?;
                 }
             }

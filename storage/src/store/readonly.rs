@@ -12,7 +12,9 @@ use rustix::fs::{Access, access};
 use rustix::io::Errno;
 
 use super::Shared;
-use super::rocks::BlockDb;
+use super::rocks::Budget;
+use super::volumes::Volumes;
+use super::volumes::opening::{self, How};
 use crate::StoreError;
 use crate::db::{DbError, StateDb};
 
@@ -21,19 +23,20 @@ pub(super) fn is_read_only(path: &Path) -> bool {
     access(path, Access::WRITE_OK) == Err(Errno::ROFS)
 }
 
-/// Opens both databases for reading alone.
-pub(super) fn open(state: &Path, blocks: &Path) -> Result<(StateDb, BlockDb), StoreError> {
-    let opened = (StateDb::open_read_only(state)?, BlockDb::open_read_only(blocks)?);
-    tracing::warn!(path = %blocks.display(), "the disk is read-only: what is there can be read, nothing can be changed");
-    Ok(opened)
+/// Opens all databases for reading alone.
+pub(super) fn open(root: &Path, budget: &Budget) -> Result<(StateDb, Volumes), StoreError> {
+    let state = StateDb::open_read_only(&root.join("state"))?;
+    let volumes = opening::open(&state, &opening::load(&state, root)?, budget, &How::ReadOnly)?;
+    tracing::warn!(path = %root.display(), "the disk is read-only: what is there can be read, nothing can be changed");
+    Ok((state, volumes))
 }
 
 impl Shared {
     /// Refuses what would change something if nothing can be changed.
-    pub fn check_writable(&self, db: &BlockDb) -> Result<(), StoreError> {
-        match db.is_read_only() {
-            true => Err(DbError::ReadOnly { path: db.path().to_owned() }.into()),
-            false => Ok(()),
+    pub fn check_writable(&self, db: &Volumes) -> Result<(), StoreError> {
+        match db.iter().find(|volume| volume.db.is_read_only()) {
+            Some(volume) => Err(DbError::ReadOnly { path: volume.directory.path.clone() }.into()),
+            None => Ok(()),
         }
     }
 }

@@ -1,7 +1,10 @@
-//! The block database: column families, options with their reasons, record codecs.
+//! A block database: column families, options with their reasons, record codecs.
 
+mod budget;
+mod metas;
 mod orphans;
 mod reclaim;
+mod removal;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,14 +12,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
-    DBCompressionType, DBRawIterator, DBRecoveryMode, FlushOptions, MergeOperands, Options, WriteBatch,
-    WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    DBRecoveryMode, FlushOptions, MergeOperands, Options, WriteBatch, WriteOptions,
 };
 
 use super::pinned;
 use crate::Class;
 use crate::db::{DbError, quiet_log};
+pub(super) use budget::Budget;
+pub(super) use metas::Metas;
 pub(super) use reclaim::BlobSpace;
 
 /// Multihash -> the block's bytes.
@@ -30,22 +34,15 @@ const IDENTITY: &[u8] = b"identity";
 /// Every family: they are flushed together, so that none runs ahead of another in a crash.
 const FAMILIES: [&str; 3] = [TOTALS, BLOCKS, META];
 
-/// One write buffer, in bytes. 64 MiB ones reached 220 MB resident and are hardly faster.
-const BUFFER: usize = 16 << 20;
 /// Write buffers of a family in memory, the one being filled included.
 const BUFFERS: i32 = 2;
 /// Values below this stay in the tree: a blob file entry costs more than it saves for tiny ones.
 const MIN_BLOB: u64 = 1 << 10;
 /// Largest blob file, in bytes. One live blob pins its whole file, so it must not be large.
 pub(super) const BLOB_FILE: u64 = 64 << 20;
-/// Cache for index, filter and metadata blocks, in bytes: the filters of ten million blocks, twice 10 bits each, and
-/// their indexes. Block bytes are not cached here: the system does.
-const CACHE: usize = 32 << 20;
 /// Filters and indexes are cut into parts of this many bytes. Whole ones grow with their table, to megabytes, which no
 /// shard of the cache takes: each look-up then read and checked the whole filter (90 us of CPU a block with 10^6).
 const PART: usize = 4 << 10;
-/// Open table and blob files. Far below the usual descriptor limit of 1,024, which sockets need.
-const OPEN_FILES: i32 = 256;
 /// Bytes of log kept before a flush: bounds disk and replay of many small ingests.
 const LOG_LIMIT: u64 = 64 << 20;
 /// Room in a batch for its header and the totals.
@@ -162,12 +159,11 @@ pub(super) enum Damage {
 }
 
 impl BlockDb {
-    pub fn open(path: &Path, damage: Damage) -> Result<BlockDb, DbError> {
+    pub fn open(path: &Path, damage: Damage, budget: &Budget) -> Result<BlockDb, DbError> {
         std::fs::create_dir_all(path)
             .map_err(|source| DbError::Directory { path: path.to_owned(), source })?;
-        let cache = Cache::new_lru_cache(CACHE);
         let families = FAMILIES.iter().map(|name| {
-            let mut options = family_options(name, &cache);
+            let mut options = family_options(name, budget);
             if damage == Damage::IsPassedOver {
                 // A table that cannot be compacted would be tried again every second, and those that pile up before it
                 // would stop writes in the end. Looking through many tables is slower, and works.
@@ -177,7 +173,7 @@ impl BlockDb {
             }
             ColumnFamilyDescriptor::new(*name, options)
         });
-        let mut options = database_options();
+        let mut options = database_options(budget);
         match damage {
             Damage::Stops => {}
             Damage::IsPassedOver => options.set_wal_recovery_mode(DBRecoveryMode::SkipAnyCorruptedRecord),
@@ -198,11 +194,10 @@ impl BlockDb {
     }
 
     /// Opens a database that is there, on a disk that can only be read.
-    pub fn open_read_only(path: &Path) -> Result<BlockDb, DbError> {
-        let cache = Cache::new_lru_cache(CACHE);
+    pub fn open_read_only(path: &Path, budget: &Budget) -> Result<BlockDb, DbError> {
         let families =
-            FAMILIES.iter().map(|name| ColumnFamilyDescriptor::new(*name, family_options(name, &cache)));
-        let opened = DB::open_cf_descriptors_read_only(&database_options(), path, families, false);
+            FAMILIES.iter().map(|name| ColumnFamilyDescriptor::new(*name, family_options(name, budget)));
+        let opened = DB::open_cf_descriptors_read_only(&database_options(budget), path, families, false);
         let db = opened.map_err(|e| DbError::from_rocks(path, e))?;
         Ok(BlockDb { db, path: path.to_owned(), damage: Damage::Stops, read_only: true })
     }
@@ -219,12 +214,13 @@ impl BlockDb {
 
     /// Opens the database; one whose log has a hole without what was in it. Blocks can be fetched again, and what lacks
     /// them can be named; a store that does not open serves nobody.
-    pub fn open_or_mend(path: &Path) -> Result<BlockDb, DbError> {
-        let damage = match Self::open(path, Damage::Stops) {
+    pub fn open_or_mend(path: &Path, budget: &Budget) -> Result<BlockDb, DbError> {
+        let damage = match Self::open(path, Damage::Stops, budget) {
             Err(DbError::Damaged { detail, .. }) => detail,
             other => return other,
         };
-        let db = Self::open(path, Damage::IsPassedOver).or_else(|_| Self::open(path, Damage::EndsTheLog))?;
+        let open = |damage| Self::open(path, damage, budget);
+        let db = open(Damage::IsPassedOver).or_else(|_| open(Damage::EndsTheLog))?;
         let (blocks, bytes) = db.recount()?;
         tracing::error!(
             path = %path.display(), damage, blocks, bytes,
@@ -232,12 +228,12 @@ impl BlockDb {
         );
         // What was in the log is in tables now. If it was not the log, a table cannot even be opened.
         drop(db);
-        Self::open(path, Damage::Stops).or_else(|_| Self::open(path, Damage::IsPassedOver))
+        open(Damage::Stops).or_else(|_| open(Damage::IsPassedOver))
     }
 
     /// Counts all blocks anew: a record that was left out took its share of the totals along, but not what later ones
     /// deducted. Nobody else may write meanwhile. Blocks and bytes.
-    fn recount(&self) -> Result<(u64, u64), DbError> {
+    pub fn recount(&self) -> Result<(u64, u64), DbError> {
         let (mut blocks, mut bytes, mut quarantined) = ([0i64; 3], [0i64; 3], 0i64);
         for meta in self.metas(&[]) {
             let (_, meta) = meta?;
@@ -266,11 +262,11 @@ impl BlockDb {
             return Ok(());
         }
         let failed = |e| DbError::from_rocks(path, e);
-        let options = database_options();
-        let cache = Cache::new_lru_cache(CACHE);
+        let budget = Budget::new(1);
+        let options = database_options(&budget);
         let there = DB::list_cf(&options, path).map_err(failed)?;
         let families =
-            there.iter().map(|name| ColumnFamilyDescriptor::new(name, family_options(name, &cache)));
+            there.iter().map(|name| ColumnFamilyDescriptor::new(name, family_options(name, &budget)));
         let mut db = DB::open_cf_descriptors(&options, path, families).map_err(failed)?;
         for name in names.iter().filter(|name| there.iter().any(|there| there == *name)) {
             db.drop_cf(name).map_err(failed)?;
@@ -404,11 +400,14 @@ impl BlockDb {
         Checkpoint::new(&self.db)?.create_checkpoint(path)
     }
 
-    /// Metadata of every block from key `start` on, in key order, as of now.
-    pub fn metas(&self, start: &[u8]) -> Metas<'_> {
-        let mut rows = self.db.raw_iterator_cf(self.family(META));
-        rows.seek(start);
-        Metas { db: self, rows, begun: false, last: start.to_vec(), hopping: None }
+    /// Bytes of its blocks.
+    pub fn live(&self) -> Result<u64, DbError> {
+        Class::ALL.iter().map(|class| self.counter(Counter::Bytes(*class))).sum()
+    }
+
+    /// How many blocks it has.
+    pub fn blocks(&self) -> Result<u64, DbError> {
+        Class::ALL.iter().map(|class| self.counter(Counter::Blocks(*class))).sum()
     }
 
     /// Bytes in memory that a flush will bring to the disk.
@@ -457,82 +456,6 @@ impl Changes<'_> {
     }
 }
 
-/// Iterator of [`BlockDb::metas`]. Where a table of metadata is damaged it goes by the blocks themselves.
-pub(super) struct Metas<'a> {
-    db: &'a BlockDb,
-    rows: DBRawIterator<'a>,
-    begun: bool,
-    /// The last key that was handed out; the first that is wanted, before that.
-    last: Vec<u8>,
-    /// The blocks, while the metadata cannot be read.
-    hopping: Option<DBRawIterator<'a>>,
-}
-
-impl Metas<'_> {
-    /// The row at which the metadata stands, if it can be read.
-    fn row(&mut self) -> Option<Result<(Vec<u8>, Meta), DbError>> {
-        let (key, value) = self.rows.item()?;
-        let decoded = Meta::decode(value).ok_or_else(|| self.db.undecodable(META));
-        self.last = key.to_vec();
-        Some(decoded.map(|meta| (self.last.clone(), meta)))
-    }
-
-    /// The next block, by its own key.
-    fn hop(&mut self) -> Option<Result<(Vec<u8>, Meta), DbError>> {
-        let begun = self.begun;
-        let db = self.db;
-        let blocks = self.hopping.get_or_insert_with(|| {
-            let mut blocks = db.db.raw_iterator_cf(db.family(BLOCKS));
-            blocks.seek(&self.last);
-            if begun && blocks.key() == Some(self.last.as_slice()) {
-                blocks.next();
-            }
-            blocks
-        });
-        let Some(key) = blocks.key().map(<[u8]>::to_vec) else {
-            return blocks.status().err().map(|e| Err(db.failed(e)));
-        };
-        blocks.next();
-        self.begun = true;
-        self.last.clone_from(&key);
-        match db.meta(&key) {
-            Ok(Some(meta)) => Some(Ok((key, meta))),
-            Ok(None) => self.hop(),
-            Err(error) => Some(Err(error)),
-        }
-    }
-}
-
-impl Iterator for Metas<'_> {
-    type Item = Result<(Vec<u8>, Meta), DbError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.hopping.is_some() {
-            // Behind the damage the metadata can be read again.
-            let at = self.hopping.as_ref().and_then(|blocks| blocks.key()).map(<[u8]>::to_vec);
-            match at {
-                Some(at) => self.rows.seek(at),
-                None => return self.hop(),
-            }
-            if !self.rows.valid() {
-                return self.hop();
-            }
-            self.hopping = None;
-        } else if self.begun && self.rows.valid() {
-            self.rows.next();
-        }
-        if let Some(row) = self.row() {
-            self.begun = true;
-            return Some(row);
-        }
-        match self.rows.status() {
-            Ok(()) => None,
-            Err(error) if is_damage(&error) => self.hop(),
-            Err(error) => Some(Err(self.db.failed(error))),
-        }
-    }
-}
-
 /// Whether an error says that bytes are lost, rather than that reading failed for now.
 pub(super) fn is_damage(error: &rocksdb::Error) -> bool {
     match error.kind() {
@@ -543,14 +466,14 @@ pub(super) fn is_damage(error: &rocksdb::Error) -> bool {
     }
 }
 
-fn database_options() -> Options {
+fn database_options(budget: &Budget) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_atomic_flush(true);
     options.set_max_total_wal_size(LOG_LIMIT);
-    options.set_max_open_files(OPEN_FILES);
+    options.set_max_open_files(budget.open_files());
     options.set_max_background_jobs(2);
     // Dirty pages go out as they are made instead of all at the barrier.
     options.set_bytes_per_sync(1 << 20);
@@ -558,9 +481,9 @@ fn database_options() -> Options {
     options
 }
 
-fn family_options(name: &str, cache: &Cache) -> Options {
+fn family_options(name: &str, budget: &Budget) -> Options {
     let mut table = BlockBasedOptions::default();
-    table.set_block_cache(cache);
+    table.set_block_cache(budget.cache());
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
@@ -572,7 +495,7 @@ fn family_options(name: &str, cache: &Cache) -> Options {
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
     options.set_compression_type(DBCompressionType::None);
-    options.set_write_buffer_size(BUFFER);
+    options.set_write_buffer_size(budget.buffer());
     options.set_max_write_buffer_number(BUFFERS);
     match name {
         BLOCKS => {

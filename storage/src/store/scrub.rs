@@ -5,13 +5,14 @@
 //! it is collected. The scrub re-hashes blocks in the background and so also finds what was wrong before its checksum
 //! was made.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use cid::Cid;
 
-use super::rocks::{BlockDb, Counter, Log, Meta, is_damage};
+use super::rocks::{Counter, Log, Meta, is_damage};
+use super::volumes::{Place, Volumes};
+use super::write::Fault;
 use super::{Shared, Store, key};
 use crate::{StoreError, hash};
 
@@ -83,7 +84,7 @@ impl Store {
         // A damaged table is no reason to stop writes once a compaction meets it.
         let table = self.shared.damaged_table.lock().clone();
         if let Some(table) = table
-            && self.shared.db()?.0.is_stopped_by_damage()
+            && self.shared.db()?.0.is_stopped_by_damage(&table.path)
             && !self.shared.db()?.0.is_read_only()
         {
             self.shared.leave_damage_alone(table);
@@ -155,20 +156,20 @@ impl Store {
 
 impl Shared {
     /// Reads a block; damage is put aside and reported.
-    pub fn read(&self, db: &Arc<BlockDb>, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
+    pub fn read(&self, db: &Volumes, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let key = key(cid);
         match db.block(&key) {
             Ok(Some(data)) => Ok(Some(data)),
             Ok(None) if db.meta(&key)?.is_none_or(|meta| meta.quarantined) => Ok(None),
             Ok(None) => self.look_again(db, cid),
-            Err(error) if is_damage(&error) => self.look_again(db, cid),
-            Err(error) => Err(db.failed(error).into()),
+            Err((_, error)) if is_damage(&error) => self.look_again(db, cid),
+            Err(failed) => Err(db.failed(failed).into()),
         }
     }
 
     /// Reads a block, from a file of the user's own if it is not copied.
-    pub fn read_anywhere(&self, db: &Arc<BlockDb>, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
+    pub fn read_anywhere(&self, db: &Volumes, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
         match self.read(db, cid)? {
             Some(block) => Ok(Some(block)),
             None => self.read_in_place(cid),
@@ -176,14 +177,15 @@ impl Shared {
     }
 
     /// Remembers that a table is damaged, if that is what an error says.
-    pub fn note_table(&self, error: &rocksdb::Error) {
+    pub fn note_table(&self, db: &Volumes, (place, error): (Place, rocksdb::Error)) {
         if error.kind() == rocksdb::ErrorKind::Corruption && error.as_ref().contains(".sst") {
-            self.damaged_table.lock().get_or_insert_with(|| error.to_string());
+            let path = db.at(place).db.path().to_owned();
+            *self.damaged_table.lock() = Some(Fault { path, detail: error.to_string() });
         }
     }
 
     /// A second look, under the stripe: a put or a collection may have come between.
-    fn look_again(&self, db: &Arc<BlockDb>, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
+    fn look_again(&self, db: &Volumes, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
         let key = key(cid);
         {
             let _stripe = self.stripes.lock(std::iter::once(key.as_slice()));
@@ -191,53 +193,74 @@ impl Shared {
                 Ok(Some(data)) => return Ok(Some(data)),
                 Ok(None) if db.meta(&key)?.is_none_or(|meta| meta.quarantined) => return Ok(None),
                 Ok(None) => {}
-                Err(error) if is_damage(&error) => self.note_table(&error),
-                Err(error) => return Err(db.failed(error).into()),
+                Err(failed) if is_damage(&failed.1) => self.note_table(db, failed),
+                Err(failed) => return Err(db.failed(failed).into()),
             }
             if db.is_read_only() {
                 return Err(StoreError::Corrupt { cid: *cid });
             }
-            self.quarantine(db, &key)?;
+            self.quarantine(db, &key, |bytes| bytes.is_some())?;
         }
         tracing::error!(%cid, "a stored block is damaged and was put aside");
         Err(StoreError::Corrupt { cid: *cid })
     }
 
     /// Writes the metadata of a block anew if it cannot be read; tells whether that was so.
-    fn reindex(&self, db: &BlockDb, key: &[u8]) -> Result<bool, StoreError> {
-        let Some(error) = db.index_damage(key).filter(|_| !db.is_read_only()) else { return Ok(false) };
-        self.note_table(&error);
+    fn reindex(&self, db: &Volumes, key: &[u8]) -> Result<bool, StoreError> {
+        let Some((place, error)) = db.index_damage(key).filter(|_| !db.is_read_only()) else {
+            return Ok(false);
+        };
+        self.note_table(db, (place, error));
         let _stripe = self.stripes.lock(std::iter::once(key));
-        let Some(meta) = db.meta(key)? else { return Ok(false) };
+        let Some(meta) = db.at(place).db.meta(key)? else { return Ok(false) };
         tracing::error!(cid = %Self::named(key), "the metadata of a block was damaged and is written anew");
         let mut changes = db.changes();
-        changes.put_meta(key, Meta { generation: self.leases.generation(), ..meta });
+        changes.at(place).put_meta(key, Meta { generation: self.leases.generation(), ..meta });
         let log = if self.has_unflushed() { Log::Skip } else { Log::Write };
         self.write(changes, log)?;
         Ok(true)
     }
 
     /// Quarantines a block whose bytes read well but do not hash to its address.
-    fn put_aside(&self, db: &BlockDb, cid: &Cid) -> Result<(), StoreError> {
+    fn put_aside(&self, db: &Volumes, cid: &Cid) -> Result<(), StoreError> {
         if db.is_read_only() {
             return Ok(());
         }
         let key = key(cid);
         let _stripe = self.stripes.lock(std::iter::once(key.as_slice()));
-        self.quarantine(db, &key)?;
+        self.quarantine(db, &key, |bytes| bytes.is_some_and(|bytes| hash::verify(cid, bytes).is_ok()))?;
         tracing::error!(%cid, "a stored block does not match its hash and was put aside");
         Ok(())
     }
 
-    /// Drops a block's bytes and notes that it is damaged; its stripe must be held. Through the log only when what it
-    /// builds on is durable; it would be found again otherwise.
-    fn quarantine(&self, db: &BlockDb, key: &[u8]) -> Result<(), StoreError> {
-        let Some(meta) = db.meta(key)?.filter(|meta| !meta.quarantined) else { return Ok(()) };
+    /// Drops the copies of a block that are not `well`, by their bytes as far as they can be read, and notes that they are
+    /// damaged; its stripe must be held. Through the log only when what it builds on is durable; it would be found
+    /// again otherwise.
+    fn quarantine(
+        &self,
+        db: &Volumes,
+        key: &[u8],
+        well: impl Fn(Option<&[u8]>) -> bool,
+    ) -> Result<(), StoreError> {
         let mut changes = db.changes();
-        changes.delete_block(key);
-        changes.put_meta(key, Meta { quarantined: true, ..meta });
-        changes.add(Counter::Quarantined, 1);
+        for (place, meta) in db.copies(key)? {
+            if meta.quarantined {
+                continue;
+            }
+            let bytes = match db.at(place).db.block(key) {
+                Err(error) if is_damage(&error) => None,
+                Err(error) => return Err(db.failed((place, error)).into()),
+                Ok(bytes) => bytes,
+            };
+            if well(bytes.as_deref()) {
+                continue;
+            }
+            let part = changes.at(place);
+            part.delete_block(key);
+            part.put_meta(key, Meta { quarantined: true, ..meta });
+            part.add(Counter::Quarantined, 1);
+        }
         let log = if self.has_unflushed() { Log::Skip } else { Log::Write };
-        self.write(changes, log)
+        if changes.is_empty() { Ok(()) } else { self.write(changes, log) }
     }
 }

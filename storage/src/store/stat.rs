@@ -36,13 +36,13 @@ pub struct RepoStat {
     pub quarantined_blocks: u64,
     /// Pins.
     pub pins: u64,
-    /// Bytes of the block database's files.
+    /// Bytes of the block databases' files.
     pub disk_bytes: u64,
     /// Bytes of them that hold no live block: index, log, and space that a collection has not returned yet.
     pub overhead_bytes: u64,
-    /// Bytes the disk has left.
+    /// Bytes the disks have left.
     pub disk_free_bytes: u64,
-    /// Bytes of it that writes leave alone.
+    /// Bytes of them that writes leave alone.
     pub reserve_bytes: u64,
 }
 
@@ -57,8 +57,8 @@ impl Store {
             classes.push(ClassStat { class, blocks, bytes, reserved_bytes, quota_bytes });
         }
         let bytes = classes.iter().map(|class| class.bytes).sum();
-        let disk_bytes = directory_bytes(db.path())
-            .map_err(|source| StoreError::FreeSpace { path: db.path().to_owned(), source })?;
+        let disk_bytes = self.disk_bytes()?;
+        let (disk_free_bytes, disks) = db.disks_free()?;
         Ok(RepoStat {
             blocks: classes.iter().map(|class| class.blocks).sum(),
             bytes,
@@ -67,8 +67,8 @@ impl Store {
             pins: self.pin_count()?,
             disk_bytes,
             overhead_bytes: disk_bytes.saturating_sub(bytes),
-            disk_free_bytes: self.shared.disk_free()?,
-            reserve_bytes: self.shared.reserve_bytes,
+            disk_free_bytes,
+            reserve_bytes: self.shared.reserve_bytes.saturating_mul(disks),
         })
     }
 }

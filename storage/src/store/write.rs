@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,8 +17,12 @@ use bytes::Bytes;
 use cid::Cid;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::rocks::{BlockDb, Changes, Counter, Damage, Log, Meta};
-use super::{Shared, Slot, used};
+use super::rocks::{Counter, Log, Meta};
+use super::volumes::directories::{Directory, DirectoryId};
+use super::volumes::opening::How;
+use super::volumes::{Changes, Place, Volumes, opening};
+use super::{Shared, Slot};
+use crate::db::DbError;
 use crate::{Class, StoreError};
 
 /// What a database writes at least when it opens, in bytes: manifest, log, options.
@@ -40,6 +44,11 @@ impl Default for Stripes {
 }
 
 impl Stripes {
+    /// Locks all of them.
+    pub fn lock_all(&self) -> Vec<MutexGuard<'_, ()>> {
+        self.0.iter().map(Mutex::lock).collect()
+    }
+
     /// Locks the stripes of all `keys`, in ascending order, so that no two callers wait for each other.
     pub fn lock<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) -> Vec<MutexGuard<'_, ()>> {
         // Digests are uniform; their last byte spreads well.
@@ -69,6 +78,8 @@ pub(super) struct Written {
 /// A batch being put together under its stripes.
 struct Plan<'a> {
     changes: Changes<'a>,
+    /// Where new blocks go.
+    place: Place,
     class: Class,
     generation: u64,
     written: Written,
@@ -83,52 +94,79 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    fn put(&mut self, block: &Incoming, found: Option<Meta>) {
+    fn put(&mut self, block: &Incoming, found: Option<(Place, Meta)>) -> Result<(), StoreError> {
         let size = block.data.len() as u64;
-        let Some(found) = found else {
+        let Some((place, found)) = found else {
             let (class, generation) = (self.class, self.generation);
             let meta = Meta { size: block.data.len() as u32, class, quarantined: false, generation };
-            self.changes.put_block(&block.key, &block.data);
-            self.changes.put_meta(&block.key, meta);
+            let changes = self.changes.at(self.place);
+            changes.put_block(&block.key, &block.data);
+            changes.put_meta(&block.key, meta);
             self.matters = true;
             self.written.new_blocks += 1;
             self.written.new_bytes += size;
             self.growth += size;
-            return;
+            return Ok(());
         };
         self.hits = true;
         let mut meta = Meta { generation: self.generation, ..found };
         if found.quarantined {
             // The right bytes are back; the space was counted all along.
             self.matters = true;
-            self.changes.put_block(&block.key, &block.data);
-            self.changes.add(Counter::Quarantined, -1);
+            let changes = self.changes.at(place);
+            changes.put_block(&block.key, &block.data);
+            changes.add(Counter::Quarantined, -1);
             meta.quarantined = false;
         }
         if found.class == Class::Cache && self.class != Class::Cache {
-            self.promote(found);
+            self.promote(place, found);
             meta.class = self.class;
         }
         if meta != found {
-            self.changes.put_meta(&block.key, meta);
+            self.changes.put_meta(place, &block.key, meta)?;
         }
+        Ok(())
     }
 
     /// Puts the new blocks onto the books: once a batch, since each change of a total is a record of its own.
     fn count(&mut self) {
-        self.changes.add(Counter::Blocks(self.class), self.written.new_blocks as i64);
-        self.changes.add(Counter::Bytes(self.class), self.written.new_bytes as i64);
+        let changes = self.changes.at(self.place);
+        changes.add(Counter::Blocks(self.class), self.written.new_blocks as i64);
+        changes.add(Counter::Bytes(self.class), self.written.new_bytes as i64);
     }
 
     /// A cached block that someone now wants for good moves to their books.
-    fn promote(&mut self, found: Meta) {
+    fn promote(&mut self, place: Place, found: Meta) {
         self.matters = true;
+        let changes = self.changes.at(place);
         for (class, sign) in [(Class::Cache, -1), (self.class, 1)] {
-            self.changes.add(Counter::Blocks(class), sign);
-            self.changes.add(Counter::Bytes(class), sign * i64::from(found.size));
+            changes.add(Counter::Blocks(class), sign);
+            changes.add(Counter::Bytes(class), sign * i64::from(found.size));
         }
         self.growth += u64::from(found.size);
         self.promoted += u64::from(found.size);
+    }
+}
+
+/// What a block database last failed with.
+#[derive(Clone, Debug)]
+pub(super) struct Fault {
+    pub path: PathBuf,
+    pub detail: String,
+}
+
+impl Fault {
+    /// `own` is the path of the store's own database, for what does not name one.
+    pub fn of(error: DbError, own: &Path) -> Fault {
+        match error {
+            DbError::Damaged { path, detail } => Fault { path, detail },
+            DbError::Rocks { path, source } => Fault { path, detail: source.to_string() },
+            error => Fault { path: own.to_owned(), detail: error.to_string() },
+        }
+    }
+
+    fn told(&self, detail: &str) -> StoreError {
+        StoreError::Unwritable { path: self.path.clone(), detail: detail.to_owned() }
     }
 }
 
@@ -147,12 +185,21 @@ fn probe(directory: &Path) -> std::io::Result<()> {
 }
 
 impl Shared {
-    /// The block database and its incarnation.
-    pub fn db(&self) -> Result<(Arc<BlockDb>, u64), StoreError> {
+    /// The block databases and their incarnation.
+    pub fn db(&self) -> Result<(Arc<Volumes>, u64), StoreError> {
+        let (db, incarnation, _) = self.set()?;
+        Ok((db, incarnation))
+    }
+
+    /// The block databases, their incarnation, and the number of their set.
+    fn set(&self) -> Result<(Arc<Volumes>, u64, u64), StoreError> {
         let slot = self.slot.read();
         match &slot.db {
-            Some(db) => Ok((db.clone(), slot.incarnation)),
-            None => Err(self.unwritable("it could not be reopened")),
+            Some(db) => Ok((db.clone(), slot.incarnation, slot.set)),
+            None => {
+                let (path, detail) = (self.blocks_path.clone(), "it could not be reopened".to_owned());
+                Err(StoreError::Unwritable { path, detail })
+            }
         }
     }
 
@@ -160,7 +207,7 @@ impl Shared {
     /// the barrier that [`Written::logged`] names.
     pub fn put(
         &self,
-        db: &BlockDb,
+        incarnation: u64,
         class: Class,
         blocks: &[Incoming],
         draws_on: Option<&str>,
@@ -168,9 +215,14 @@ impl Shared {
     ) -> Result<Written, StoreError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let _stripes = self.stripes.lock(blocks.iter().map(|block| block.key.as_slice()));
+        let db = self.db_of(incarnation)?;
         let bytes = blocks.iter().map(|block| block.data.len()).sum();
+        let place = db.roomiest()?;
+        let mut changes = db.changes();
+        changes.expect(place, blocks.len(), bytes);
         let mut plan = Plan {
-            changes: db.changes_for(blocks.len(), bytes),
+            changes,
+            place,
             class,
             generation: self.leases.generation(),
             written: Written::default(),
@@ -184,8 +236,8 @@ impl Shared {
         blocks.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         for some in blocks.chunks(LOOKED_UP) {
             let keys: Vec<&[u8]> = some.iter().map(|block| block.key.as_slice()).collect();
-            for (block, found) in some.iter().zip(db.metas_of(&keys)?) {
-                plan.put(block, found);
+            for (block, found) in some.iter().zip(db.find_all(&keys)?) {
+                plan.put(block, found)?;
             }
         }
         plan.count();
@@ -193,13 +245,16 @@ impl Shared {
         let only_hits = !plan.matters;
         let Plan { changes, mut written, growth, promoted, .. } = plan;
         if written.new_bytes > 0 {
-            self.check_disk(db, written.new_bytes)?;
+            self.check_disk(&db, place, written.new_bytes)?;
         }
         written.logged = log == Log::Write;
         written.drawn = self.space.grow(class, growth, draws_on)?;
         let result = if only_hits { self.write_hints(changes) } else { self.write(changes, log) };
         if let Err(error) = result {
-            self.space.shrink(class, growth);
+            // Of several databases some may have theirs: then the books say too much until they are read anew.
+            if db.iter().count() == 1 {
+                self.space.shrink(class, growth);
+            }
             if let Some(id) = draws_on {
                 self.space.undraw(id, written.drawn);
             }
@@ -211,13 +266,16 @@ impl Shared {
 
     /// Stamps a block that is here, so that the holder of a lease can rely on it. What is known of it, or `None` if it is
     /// not here.
-    pub fn touch(&self, db: &BlockDb, key: &[u8]) -> Result<Option<Meta>, StoreError> {
+    pub fn touch(&self, incarnation: u64, key: &[u8]) -> Result<Option<Meta>, StoreError> {
         let _stripe = self.stripes.lock(std::iter::once(key));
-        let Some(found) = db.meta(key)?.filter(|meta| !meta.quarantined) else { return Ok(None) };
+        let db = self.db_of(incarnation)?;
+        let Some((place, found)) = db.find(key)?.filter(|(_, meta)| !meta.quarantined) else {
+            return Ok(None);
+        };
         let generation = self.leases.generation();
         if found.generation != generation && !db.is_read_only() {
             let mut changes = db.changes();
-            changes.put_meta(key, Meta { generation, ..found });
+            changes.put_meta(place, key, Meta { generation, ..found })?;
             self.write_hints(changes)?;
         }
         Ok(Some(found))
@@ -226,7 +284,7 @@ impl Shared {
     /// Writes changes; the stripes of their keys must be held, so that whoever then finds one of them also finds it
     /// counted as unflushed.
     pub fn write(&self, changes: Changes<'_>, log: Log) -> Result<(), StoreError> {
-        changes.write(log).map_err(|e| self.note_fault(&e))?;
+        changes.write(log).map_err(|e| self.note_fault(e))?;
         if log == Log::Skip {
             self.skipped.fetch_add(1, Ordering::SeqCst);
         }
@@ -239,7 +297,7 @@ impl Shared {
         if changes.is_empty() {
             return Ok(());
         }
-        changes.write(Log::Skip).map_err(|e| self.note_fault(&e))
+        changes.write(Log::Skip).map_err(|e| self.note_fault(e))
     }
 
     /// Whether there are writes that only a flush makes durable.
@@ -248,116 +306,152 @@ impl Shared {
     }
 
     /// Barrier: everything written before is durable when this returns.
-    pub fn flush(&self, db: &BlockDb) -> Result<(), StoreError> {
+    pub fn flush(&self) -> Result<(), StoreError> {
         self.flush_barrier.pass(|| {
+            // In this order, within the run: what is counted went to databases that are flushed.
             let covered = self.skipped.load(Ordering::SeqCst);
-            db.flush().map_err(|e| self.note_fault(&e))?;
+            let (db, _) = self.db()?;
+            db.flush().map_err(|e| self.note_fault(e))?;
             self.flushed.fetch_max(covered, Ordering::SeqCst);
             Ok(())
         })
     }
 
     /// Barrier: everything that went through the log before is durable when this returns.
-    pub fn sync(&self, db: &BlockDb) -> Result<(), StoreError> {
-        self.sync_barrier.pass(|| db.sync().map_err(|e| self.note_fault(&e)))
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.sync_barrier.pass(|| self.db()?.0.sync().map_err(|e| self.note_fault(e)))
     }
 
-    /// Refuses if `asked` more bytes would bring the disk under its reserve, buffers included.
-    pub fn check_disk(&self, db: &BlockDb, asked: u64) -> Result<(), StoreError> {
-        let free = self.disk_free()?.saturating_sub(db.unflushed()?);
-        if free >= self.reserve_bytes.saturating_add(asked) {
+    /// Looks for a block; again, if it was not found and the set of databases changed meanwhile.
+    pub fn look<T>(
+        &self,
+        look: impl Fn(&Volumes) -> Result<Option<T>, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        loop {
+            let (db, _, set) = self.set()?;
+            let found = look(&db)?;
+            // As long as somebody holds it, it cannot be reopened.
+            drop(db);
+            if found.is_some() || self.slot.read().set == set {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// The block databases, if they are still those of that incarnation. To be asked under the stripes of what is then
+    /// written: the set of directories does not change meanwhile.
+    fn db_of(&self, incarnation: u64) -> Result<Arc<Volumes>, StoreError> {
+        let (db, now) = self.db()?;
+        if now == incarnation { Ok(db) } else { Err(StoreError::Reopened) }
+    }
+
+    /// Refuses if `asked` more bytes at `place` would bring its disk under the reserve, buffers included.
+    pub fn check_disk(&self, db: &Volumes, place: Place, asked: u64) -> Result<(), StoreError> {
+        let (free, reserve) = (db.room_at(place)?, self.reserve_bytes);
+        if free >= reserve.saturating_add(asked) {
             return Ok(());
         }
-        let (path, reserve) = (self.blocks_path.clone(), self.reserve_bytes);
+        let path = db.at(place).directory.path.clone();
         Err(StoreError::DiskFull { path, asked, free, reserve })
     }
 
-    /// Bytes that the disk of the block database has left.
-    pub fn disk_free(&self) -> Result<u64, StoreError> {
-        let stat = rustix::fs::statvfs(&self.blocks_path)
-            .map_err(|e| StoreError::FreeSpace { path: self.blocks_path.clone(), source: e.into() })?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    /// Refuses if `asked` more bytes do not fit on the disks of all directories together.
+    pub fn check_disks(&self, asked: u64) -> Result<(), StoreError> {
+        let (db, _) = self.db()?;
+        let (room, disks) = db.room(self.reserve_bytes, None)?;
+        if room >= asked {
+            return Ok(());
+        }
+        let reserve = self.reserve_bytes.saturating_mul(disks);
+        let (path, free) = (self.blocks_path.clone(), room.saturating_add(reserve));
+        Err(StoreError::DiskFull { path, asked, free, reserve })
     }
 
-    /// Remembers that the block database failed; the next ingest tries to bring it back.
-    pub fn note_fault(&self, error: &rocksdb::Error) -> StoreError {
-        let detail = error.to_string();
-        tracing::error!(path = %self.blocks_path.display(), error = detail, "the block database failed");
-        *self.fault.lock() = Some(detail.clone());
-        self.unwritable(&detail)
+    /// Remembers that a block database failed; the next ingest tries to bring it back.
+    pub fn note_fault(&self, error: DbError) -> StoreError {
+        let fault = Fault::of(error, &self.blocks_path);
+        tracing::error!(path = %fault.path.display(), error = fault.detail, "the block database failed");
+        let told = fault.told(&fault.detail);
+        *self.fault.lock() = Some(fault);
+        told
     }
 
-    /// Reopens the database so that a damaged table does not stop writes when a compaction meets it. If that is not
+    /// Reopens the databases so that a damaged table does not stop writes when a compaction meets it. If that is not
     /// possible now, the next ingest does it.
-    pub fn leave_damage_alone(&self, damage: String) {
+    pub fn leave_damage_alone(&self, fault: Fault) {
         tracing::error!(
-            path = %self.blocks_path.display(), damage,
+            path = %fault.path.display(), damage = fault.detail,
             "a table of the block database is damaged: the space of what it lists cannot be given back; \
              `btfs repo verify` tells what is affected"
         );
-        *self.fault.lock() = Some(damage);
+        *self.fault.lock() = Some(fault);
         if let Err(error) = self.recover() {
             tracing::warn!(%error, "the block database is reopened at the next write");
         }
     }
 
-    fn unwritable(&self, detail: &str) -> StoreError {
-        StoreError::Unwritable { path: self.blocks_path.clone(), detail: detail.to_owned() }
-    }
-
-    /// Brings a failed block database back: asks it whether it recovered by itself, else reopens it in place. Ingests
+    /// Brings a failed block database back: asks it whether it recovered by itself, else reopens all in place. Ingests
     /// from before a reopening fail with [`StoreError::Reopened`]; handed-out blocks stay valid, but while any is held
     /// the old database cannot be closed, and this fails for now.
     pub fn recover(&self) -> Result<(), StoreError> {
         let mut fault = self.fault.lock();
-        let Some(detail) = fault.clone() else { return Ok(()) };
+        let Some(found) = fault.clone() else { return Ok(()) };
+        // Before anything is closed: without it nothing can be opened again.
+        let directories = opening::load(&self.state, &self.root)?;
         let mut slot = self.slot.write();
-        let damaged = detail.contains("Corruption");
+        let damaged = found.detail.contains("Corruption");
+        // A compaction that met a damaged table: from now on it is left alone.
+        let mut passed_over: Vec<PathBuf> = damaged.then(|| found.path.clone()).into_iter().collect();
         if let Some(db) = slot.db.take() {
+            passed_over.extend(db.damage_passed_over());
             let flushed = db.flush().and_then(|()| db.check_writable()).is_ok();
-            if flushed && !(damaged && db.is_stopped_by_damage()) {
+            if flushed && !(damaged && db.is_stopped_by_damage(&found.path)) {
                 slot.db = Some(db);
                 *fault = None;
                 return Ok(());
             }
             // Closed, it could not be opened again, and now it can be read.
-            if let Err(error) = probe(&self.blocks_path) {
+            let unwritable = db.iter().find_map(|volume| {
+                let error = probe(volume.db.path()).err()?;
+                Some(Fault { path: volume.db.path().to_owned(), detail: error.to_string() })
+            });
+            if let Some(fault) = unwritable {
                 slot.db = Some(db);
-                return Err(self.unwritable(&error.to_string()));
+                return Err(fault.told(&fault.detail));
             }
-            if let Err(held) = Arc::try_unwrap(db).map(drop) {
+            if let Err(held) = db.close() {
                 slot.db = Some(held);
                 if flushed {
                     *fault = None;
                     return Ok(());
                 }
-                return Err(self.unwritable(&detail));
+                return Err(found.told(&found.detail));
             }
         }
-        // A compaction that met a damaged table: from now on it is left alone.
-        let damage = if damaged { Damage::IsPassedOver } else { Damage::Stops };
-        if let Err(error) = self.put_reopened(&mut slot, damage) {
+        if let Err(error) = self.put_reopened(&mut slot, &directories, &How::Again(passed_over)) {
             // Better read alone than not at all; the next ingest tries again.
-            if let Ok(db) = BlockDb::open_read_only(&self.blocks_path) {
-                self.put_into(&mut slot, db)?;
+            if let Err(unreadable) = self.put_reopened(&mut slot, &directories, &How::ReadOnly) {
+                tracing::warn!(error = %unreadable, "the block database cannot be read either");
             }
-            return Err(error);
+            return Err(found.told(&error.to_string()));
         }
         *fault = None;
-        tracing::warn!(path = %self.blocks_path.display(), after = detail, "the block database was reopened");
+        tracing::warn!(path = %found.path.display(), after = found.detail, "the block database was reopened");
         Ok(())
     }
 
-    /// Opens the database, which was closed, into its slot.
-    pub fn put_reopened(&self, slot: &mut Slot, damage: Damage) -> Result<(), StoreError> {
-        let db = BlockDb::open(&self.blocks_path, damage).map_err(|e| self.unwritable(&e.to_string()))?;
-        self.put_into(slot, db)
-    }
-
-    fn put_into(&self, slot: &mut Slot, db: BlockDb) -> Result<(), StoreError> {
-        self.space.set_used(used(&db)?);
+    /// Opens the databases of `directories`, which were closed, into their slot.
+    pub fn put_reopened(
+        &self,
+        slot: &mut Slot,
+        directories: &[(DirectoryId, Directory)],
+        how: &How,
+    ) -> Result<(), StoreError> {
+        let db = opening::open(&self.state, directories, &self.budget, how)?;
+        self.space.set_used(db.used()?);
         slot.db = Some(Arc::new(db));
         slot.incarnation += 1;
+        slot.set += 1;
         self.leases.reopened();
         self.flushed.store(self.skipped.load(Ordering::SeqCst), Ordering::SeqCst);
         Ok(())

@@ -4,12 +4,11 @@
 //! reached, needs no visit: its blocks were stamped, under a lease, before it was acknowledged.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use cid::Cid;
 
 use super::super::graph::{children, has_links, walk_bit};
-use super::super::rocks::BlockDb;
+use super::super::volumes::Volumes;
 use super::super::{Pin, PinId, PinKind, Store, key};
 use super::Marks;
 use crate::{StoreError, hash};
@@ -45,7 +44,7 @@ impl Marking {
     pub fn step(
         &mut self,
         store: &Store,
-        db: &Arc<BlockDb>,
+        db: &Volumes,
         marks: &mut Marks,
         blocks: usize,
     ) -> Result<bool, StoreError> {
@@ -112,7 +111,7 @@ impl Marking {
 /// before: a node may link to the same block without end.
 fn visit(
     store: &Store,
-    db: &Arc<BlockDb>,
+    db: &Volumes,
     marks: &mut Marks,
     pin: &Pin,
     cid: Cid,

@@ -30,6 +30,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::located::Forgetting;
+use super::write::Fault;
 use super::{GENERATION, Shared, Store};
 use crate::db::{DbError, Table};
 use crate::{StoreError, alias};
@@ -221,7 +222,7 @@ pub(super) struct Collection {
 }
 
 enum Stage {
-    Mark(Marking),
+    Mark(Box<Marking>),
     Sweep(Sweeping),
     Forget(Forgetting),
     Reclaim(Reclaiming),
@@ -241,7 +242,7 @@ impl Collection {
         if !options.dry_run {
             report.expired_pins = store.expire_pins(now)?;
         }
-        let (db, incarnation) = shared.db()?;
+        let (_, incarnation) = shared.db()?;
         let place_uses = shared.places.uses();
         let generation = shared.leases.generation() + 1;
         let mut batch = store.state().batch();
@@ -253,7 +254,7 @@ impl Collection {
         let oldest = shared.leases.advance(generation);
         // After the generation: whatever is written later has its stamp, or that of a lease which `oldest` respects.
         if shared.has_unflushed() {
-            shared.flush(&db)?;
+            shared.flush()?;
         }
         Ok(Collection {
             store: store.clone(),
@@ -264,7 +265,7 @@ impl Collection {
             place_uses,
             marks: Marks::new(shared.marks_path.clone()),
             resumes,
-            stage: Stage::Mark(Marking::new(options.dry_run.then_some(now))),
+            stage: Stage::Mark(Box::new(Marking::new(options.dry_run.then_some(now)))),
             disk_before: store.disk_bytes()?,
             report,
         })
@@ -293,13 +294,13 @@ impl Collection {
             }
             Stage::Reclaim(reclaiming) => match reclaiming.step(&shared) {
                 // What was swept is swept, and another collection would do no better.
-                Err(StoreError::Db(DbError::Damaged { detail, .. })) => {
+                Err(StoreError::Db(error @ DbError::Damaged { .. })) => {
                     drop(db);
                     self.report.kept_by_damage = true;
-                    shared.leave_damage_alone(detail);
+                    shared.leave_damage_alone(Fault::of(error, &shared.blocks_path));
                     false
                 }
-                Err(StoreError::Db(DbError::Rocks { source, .. })) => return Err(shared.note_fault(&source)),
+                Err(StoreError::Db(error @ DbError::Rocks { .. })) => return Err(shared.note_fault(error)),
                 more => more?,
             },
             Stage::Done => return Ok(false),

@@ -6,13 +6,16 @@
 //! its own at full speed: while others use the store, each pass is followed by a pause, so that on average they hardly
 //! notice.
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::super::rocks::{BLOB_FILE, BlobSpace};
+use super::super::volumes::directories::DirectoryId;
 use super::super::{Shared, Store};
 use super::GcReport;
 use crate::StoreError;
+use crate::db::DbError;
 
 /// Space is given back once at least one part in this many was freed; less waits for a later collection.
 const SETTLE_SHARE: u64 = 50;
@@ -38,8 +41,18 @@ const BUSY: u64 = 16;
 /// How soon a pause notices that the process is about to end.
 const NOTICE: Duration = Duration::from_millis(20);
 
-/// Where reclaiming is.
+/// Where reclaiming is: one database after the other.
 pub(super) struct Reclaiming {
+    left: VecDeque<Volume>,
+    /// Bytes given back by those that are done, of all they had.
+    done: (u64, u64),
+    /// What is damaged; told at the end, when the others have given back what they could.
+    damaged: Option<StoreError>,
+}
+
+/// Where reclaiming one database is.
+struct Volume {
+    id: DirectoryId,
     /// Whether the tree is settled.
     settled: bool,
     /// One part in so many may stay dead.
@@ -58,29 +71,63 @@ impl Reclaiming {
         thorough: bool,
         resumes: bool,
     ) -> Result<Reclaiming, StoreError> {
-        let (db, _) = shared.db()?;
+        let (volumes, _) = shared.db()?;
         let share = if thorough { THOROUGH_SHARE } else { LAZY_SHARE };
-        let now = db.blob_space()?;
         let live: u64 = crate::Class::ALL.iter().map(|class| shared.space.of(*class).1).sum();
         let enough = SETTLE_LEAST.max(live / SETTLE_SHARE);
         let settled = report.freed_bytes < enough && !thorough && !resumes;
-        Ok(Reclaiming { settled, share, passes: 0, before: now, now })
+        let left = volumes.iter().map(|volume| {
+            let now = volume.db.blob_space()?;
+            Ok(Volume { id: volume.id, settled, share, passes: 0, before: now, now })
+        });
+        Ok(Reclaiming { left: left.collect::<Result<_, StoreError>>()?, done: (0, 0), damaged: None })
     }
 
     /// One settling or one pass; `false` when what is left is not worth another.
     pub fn step(&mut self, shared: &Shared) -> Result<bool, StoreError> {
-        let (db, _) = shared.db()?;
+        let Some(volume) = self.left.front_mut() else { return Ok(false) };
+        let more = match volume.step(shared) {
+            Err(error @ StoreError::Db(DbError::Damaged { .. })) => {
+                self.damaged.get_or_insert(error);
+                false
+            }
+            more => more?,
+        };
+        if !more {
+            let (done, total) = volume.progress();
+            self.done = (self.done.0 + done, self.done.1 + total);
+            self.left.pop_front();
+        }
+        match self.damaged.take_if(|_| self.left.is_empty()) {
+            Some(error) => Err(error),
+            None => Ok(!self.left.is_empty()),
+        }
+    }
+
+    /// Dead bytes given back, of all there were.
+    pub fn progress(&self) -> (u64, u64) {
+        let left = self.left.iter().map(Volume::progress);
+        left.fold(self.done, |(done, total), volume| (done + volume.0, total + volume.1))
+    }
+}
+
+impl Volume {
+    fn step(&mut self, shared: &Shared) -> Result<bool, StoreError> {
+        let (volumes, _) = shared.db()?;
+        let Some(volume) = volumes.get(self.id) else { return Ok(false) };
+        let db = &volume.db;
         if self.settled && !self.is_worth_it() {
             return Ok(false);
         }
         let (begun, calls) = (Instant::now(), shared.calls.load(Ordering::Relaxed));
         if self.settled {
-            let room = shared.disk_free()?.saturating_sub(shared.reserve_bytes) / BLOB_FILE / 2;
+            let room = volume.disk_free()?.1.saturating_sub(shared.reserve_bytes) / BLOB_FILE / 2;
             db.relocate((self.now.files / PASS_SHARE).max(PASS_LEAST).min(room.max(1)))?;
             self.passes += 1;
             self.now = db.blob_space()?;
         } else {
-            shared.flush(&db)?;
+            // Not all of them: another may be damaged.
+            db.flush().map_err(|error| db.failed(error))?;
             db.settle()?;
             self.settled = true;
             self.now = db.blob_space()?;
@@ -97,8 +144,7 @@ impl Reclaiming {
         self.passes < PASSES && self.now.dead > 0 && self.now.dead >= self.now.bytes / self.share
     }
 
-    /// Dead bytes given back, of all there were.
-    pub fn progress(&self) -> (u64, u64) {
+    fn progress(&self) -> (u64, u64) {
         (self.before.dead.saturating_sub(self.now.dead), self.before.dead)
     }
 }
@@ -112,10 +158,8 @@ fn pause(shared: &Shared, long: Duration) {
 }
 
 impl Store {
-    /// Bytes of the block database's files.
-    pub(super) fn disk_bytes(&self) -> Result<u64, StoreError> {
-        let (db, _) = self.shared.db()?;
-        super::super::stat::directory_bytes(db.path())
-            .map_err(|source| StoreError::FreeSpace { path: db.path().to_owned(), source })
+    /// Bytes of the block databases' files.
+    pub(in super::super) fn disk_bytes(&self) -> Result<u64, StoreError> {
+        self.shared.db()?.0.iter().map(super::super::volumes::Volume::disk_bytes).sum()
     }
 }

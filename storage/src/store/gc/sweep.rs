@@ -1,6 +1,7 @@
 //! Sweeping: deletes what was not marked.
 
-use super::super::rocks::{BlockDb, Counter, Log, Meta};
+use super::super::rocks::{Counter, Log, Meta};
+use super::super::volumes::Volumes;
 use super::super::{Store, key};
 use super::{GcReport, Marks};
 use crate::StoreError;
@@ -24,7 +25,7 @@ impl Sweeping {
     pub fn step(
         &mut self,
         store: &Store,
-        db: &BlockDb,
+        db: &Volumes,
         marks: &Marks,
         oldest: u64,
         blocks: usize,
@@ -57,7 +58,7 @@ impl Sweeping {
     fn delete(
         &self,
         store: &Store,
-        db: &BlockDb,
+        db: &Volumes,
         dead: &mut Vec<(Vec<u8>, Meta)>,
         oldest: u64,
         report: &mut GcReport,
@@ -80,23 +81,27 @@ impl Store {
     /// Deletes those of `keys` that are `doomed`, and their books; the caller holds their stripes. Answers what went.
     pub(super) fn forget(
         &self,
-        db: &BlockDb,
+        db: &Volumes,
         keys: &[&[u8]],
         doomed: impl Fn(&Meta) -> bool,
     ) -> Result<Vec<Meta>, StoreError> {
         let mut changes = db.changes();
         let mut gone: Vec<Meta> = Vec::with_capacity(keys.len());
         for key in keys {
-            let Some(meta) = db.meta(key)?.filter(&doomed) else { continue };
+            let copies = db.copies(key)?;
             // Its quarantine may be in memory only; logging the deletion alone would upset the totals in a crash.
-            if meta.quarantined && self.shared.has_unflushed() {
+            let unsure = copies.iter().any(|(_, meta)| meta.quarantined) && self.shared.has_unflushed();
+            if unsure || copies.iter().any(|(_, meta)| !doomed(meta)) {
                 continue;
             }
-            changes.forget(key);
-            changes.add(Counter::Blocks(meta.class), -1);
-            changes.add(Counter::Bytes(meta.class), -i64::from(meta.size));
-            changes.add(Counter::Quarantined, -i64::from(meta.quarantined));
-            gone.push(meta);
+            for (place, meta) in &copies {
+                let part = changes.at(*place);
+                part.forget(key);
+                part.add(Counter::Blocks(meta.class), -1);
+                part.add(Counter::Bytes(meta.class), -i64::from(meta.size));
+                part.add(Counter::Quarantined, -i64::from(meta.quarantined));
+            }
+            gone.extend(copies.first().map(|(_, meta)| *meta));
         }
         if !changes.is_empty() {
             self.shared.write(changes, Log::Write)?;
@@ -110,13 +115,13 @@ impl Store {
     /// Deletes one block whatever pins say: content that must go by law, or a loss to be tried out. What pins it is
     /// incomplete from then on. `false` when it was not here.
     pub fn remove(&self, cid: &cid::Cid) -> Result<bool, StoreError> {
-        let (db, _) = self.shared.db()?;
-        self.shared.check_writable(&db)?;
+        self.shared.check_writable(&self.shared.db()?.0)?;
         let key = key(cid);
         let _stripe = self.shared.stripes.lock(std::iter::once(key.as_slice()));
+        let (db, _) = self.shared.db()?;
         // A logged deletion of what is only in memory would upset the totals in a crash.
         if self.shared.has_unflushed() {
-            self.shared.flush(&db)?;
+            self.shared.flush()?;
         }
         let placed = self.shared.forget_places_of(&key, None)?.is_some();
         Ok(!self.forget(&db, &[key.as_slice()], |_| true)?.is_empty() || placed)

@@ -14,9 +14,8 @@ fn stamps_that_a_reopening_took_cost_no_block() {
     // A pin in the making: it found its block and stamped it, and is not committed yet.
     let mut batch = store.state().batch();
     store.pin(&mut batch, &pin("late", PinKind::Direct, known.0)).unwrap();
-    let (db, _) = store.shared.db().unwrap();
-    assert!(store.shared.touch(&db, &key(&known.0)).unwrap().is_some());
-    drop(db);
+    let (_, incarnation) = store.shared.db().unwrap();
+    assert!(store.shared.touch(incarnation, &key(&known.0)).unwrap().is_some());
     reopen(&store);
     assert_eq!(store.gc().unwrap().freed_blocks, 0);
     store.state().commit(batch).unwrap();
@@ -41,7 +40,8 @@ fn space_that_a_broken_collection_left_is_given_back_by_the_next() {
     store.flush().unwrap();
     put_all(&store, &[block(1000, 100_000), block(1001, 100_000)]);
     store.flush().unwrap();
-    let dead = |store: &Store| store.shared.db().unwrap().0.blob_space().unwrap().bytes;
+    let dead =
+        |store: &Store| store.shared.db().unwrap().0.iter().next().unwrap().db.blob_space().unwrap().bytes;
     assert!(dead(&store) > 200_000);
     let mut collection = Collection::begin(&store, 0, GcOptions::default()).unwrap();
     while collection.progress().phase != GcPhase::Reclaim {

@@ -29,7 +29,11 @@ fn three(dir: &Path) -> (Store, Vec<Dag>) {
 
 /// The files of the block database with that ending.
 fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = std::fs::read_dir(dir.join("blocks"))
+    files_in(&dir.join("blocks"), ending)
+}
+
+fn files_in(dir: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|found| found == ending))
@@ -47,7 +51,14 @@ fn find(files: &[PathBuf], data: &[u8]) -> (PathBuf, usize) {
     hits.next().expect("it is in a file")
 }
 
-fn flip(path: &Path, at: usize) {
+/// The tables of the block database in `dir` that hold `data`, and where.
+pub(super) fn tables_with(dir: &Path, data: &[u8]) -> Vec<(PathBuf, usize)> {
+    let at = |path: &Path| std::fs::read(path).unwrap().windows(data.len()).position(|part| part == data);
+    let tables = files_in(dir, "sst").into_iter();
+    tables.filter_map(|path| at(&path).map(|at| (path, at))).collect()
+}
+
+pub(super) fn flip(path: &Path, at: usize) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[at] ^= 4;
     std::fs::write(path, bytes).unwrap();
@@ -158,12 +169,9 @@ fn a_flipped_bit_in_a_table_is_found_and_all_else_goes_on() {
         let dir = crash_copy(whole.path());
         // Shared with the key before it, the beginning of a key may be left out.
         let key = key(&dags[2].1[0].0);
-        let place =
-            |path: &PathBuf| std::fs::read(path).unwrap().windows(20).position(|window| window == &key[14..]);
-        let tables: Vec<_> =
-            files(dir.path(), "sst").into_iter().filter(|path| place(path).is_some()).collect();
+        let tables = tables_with(&dir.path().join("blocks"), &key[14..]);
         assert_eq!(tables.len(), 2, "one of blocks, one of metadata");
-        flip(&tables[which], place(&tables[which]).unwrap());
+        flip(&tables[which].0, tables[which].1);
         let store = open(dir.path());
         let verified = store.verify(None, &mut |_| true).unwrap();
         for (cid, data) in dags[..2].iter().flat_map(|(_, leaves)| leaves) {

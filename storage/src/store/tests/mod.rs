@@ -6,16 +6,17 @@ mod durability;
 mod flips;
 mod health;
 mod model;
+mod moves;
 mod remove;
 mod schema;
 mod space;
+mod volumes;
 
 use std::path::Path;
 
 use bytes::Bytes;
 use cid::Cid;
 
-use super::rocks::Damage;
 use super::*;
 use crate::{BlockSink, hash};
 
@@ -70,23 +71,43 @@ fn unpin(store: &Store, id: &str) {
 fn reopen(store: &Store) {
     let mut slot = store.shared.slot.write();
     let db = slot.db.take().unwrap();
-    assert!(Arc::try_unwrap(db).map(drop).is_ok(), "somebody holds the database");
-    store.shared.put_reopened(&mut slot, Damage::Stops).unwrap();
+    assert!(db.close().is_ok(), "somebody holds the database");
+    let directories = opening::load(store.state(), &store.shared.root).unwrap();
+    store.shared.put_reopened(&mut slot, &directories, &How::Again(Vec::new())).unwrap();
 }
 
-/// The directory as a crash at this moment would leave it.
+/// The directory as a crash at this moment would leave it. Nobody may write meanwhile; the databases may still be about
+/// to delete files of theirs, so it is copied again until that is over.
 fn crash_copy(dir: &Path) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    for part in ["state", "blocks"] {
-        std::fs::create_dir(copy.path().join(part)).unwrap();
-        for entry in std::fs::read_dir(dir.join(part)).unwrap() {
-            let entry = entry.unwrap();
+    loop {
+        let copy = tempfile::tempdir().unwrap();
+        let before = files_below(dir);
+        let copied = before.iter().all(|(file, _)| {
+            let target = copy.path().join(file);
+            std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+            std::fs::copy(dir.join(file), target).is_ok()
+        });
+        if copied && files_below(dir) == before {
+            return copy;
+        }
+    }
+}
+
+/// Files below a directory and their sizes, without locks.
+fn files_below(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let mut files = Vec::new();
+    for part in std::fs::read_dir(dir).unwrap().map(|part| part.unwrap().path()).filter(|part| part.is_dir())
+    {
+        for entry in std::fs::read_dir(&part).unwrap().map(Result::unwrap) {
+            let name = Path::new(part.file_name().unwrap()).join(entry.file_name());
             if entry.file_name() != "LOCK" {
-                std::fs::copy(entry.path(), copy.path().join(part).join(entry.file_name())).unwrap();
+                // One that is deleted just now is copied in vain, and all of them again.
+                files.push((name, entry.metadata().map_or(0, |metadata| metadata.len())));
             }
         }
     }
-    copy
+    files.sort();
+    files
 }
 
 #[test]

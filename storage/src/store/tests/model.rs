@@ -11,6 +11,7 @@ use proptest::test_runner::TestRunner;
 
 use super::*;
 use crate::store::gc::Collection;
+use crate::store::volumes::drain::Drain;
 
 /// Nodes of the model's world; each links to lower ones only.
 const NODES: usize = 10;
@@ -48,17 +49,47 @@ enum Step {
         blocks: usize,
     },
     Restart,
+    /// Something with a data directory; it waits for a collection under way.
+    Directory {
+        which: usize,
+        act: Act,
+    },
 }
 
-/// Whether the store is closed and opened again: that costs a hundred times as much as all other steps.
+/// What happens to a data directory.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    /// It is added, or taken back.
+    Add,
+    /// It begins to be emptied, instead of any other.
+    Empty,
+    /// A window of what is emptied is copied, and there it breaks off.
+    Copy,
+    /// A window is moved.
+    Move,
+    /// The rest is.
+    Finish,
+}
+
+/// The directories of the model's store.
+const DIRECTORIES: [&str; 3] = ["blocks", "one", "two"];
+
+/// What happens besides; each costs a hundred times as much as all other steps.
 #[derive(Clone, Copy)]
-enum Restarts {
-    Some,
-    None,
+enum Besides {
+    Nothing,
+    /// The store is closed and opened again.
+    Restarts,
+    /// Data directories come and go, and there are restarts.
+    Directories,
 }
 
-fn steps(restarts: Restarts) -> impl Strategy<Value = Vec<Step>> {
+fn steps(besides: Besides) -> impl Strategy<Value = Vec<Step>> {
     let kinds = prop_oneof![Just(PinKind::Recursive), Just(PinKind::Direct), Just(PinKind::List)];
+    let directories = match besides {
+        Besides::Directories => (8, directory().boxed()),
+        Besides::Nothing | Besides::Restarts => (1, Just(Step::Collect).boxed()),
+    };
     let step = prop_oneof![
         4 => (0..SLOTS, any::<u16>()).prop_map(|(slot, nodes)| Step::Put { slot, nodes }),
         2 => (0..SLOTS, 0..NODES).prop_map(|(slot, node)| Step::Keep { slot, node }),
@@ -66,11 +97,25 @@ fn steps(restarts: Restarts) -> impl Strategy<Value = Vec<Step>> {
         1 => (0..SLOTS).prop_map(|slot| Step::Abandon { slot }),
         4 => (0..3usize, 0..NODES, kinds).prop_map(|(id, node, kind)| Step::Pin { id, node, kind }),
         1 => (0..3usize).prop_map(|id| Step::Unpin { id }),
-        1 => Just(Step::Collect),
         6 => (1..6usize).prop_map(|blocks| Step::CollectSome { blocks }),
-        1 => Just(match restarts { Restarts::Some => Step::Restart, Restarts::None => Step::Collect }),
+        1 => Just(match besides {
+            Besides::Nothing => Step::Collect,
+            Besides::Restarts | Besides::Directories => Step::Restart,
+        }),
+        directories.0 => directories.1,
     ];
     proptest::collection::vec(step, 1..40)
+}
+
+fn directory() -> impl Strategy<Value = Step> {
+    let act = prop_oneof![
+        3 => Just(Act::Add),
+        4 => Just(Act::Empty),
+        4 => Just(Act::Copy),
+        6 => Just(Act::Move),
+        1 => Just(Act::Finish),
+    ];
+    (0..DIRECTORIES.len(), act).prop_map(|(which, act)| Step::Directory { which, act })
 }
 
 /// What should be true.
@@ -162,6 +207,7 @@ struct Pair {
     store: Option<Store>,
     slots: [Option<Ingest>; SLOTS],
     collection: Option<Collection>,
+    drain: Option<Drain>,
 }
 
 impl Pair {
@@ -171,13 +217,14 @@ impl Pair {
         let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let store = Some(open(dir.path()));
         let model = Model { generation: 1, ..Model::default() };
-        Pair { model, blocks: Vec::new(), dir, store, slots: [None, None], collection: None }
+        Pair { model, blocks: Vec::new(), dir, store, slots: [None, None], collection: None, drain: None }
     }
 
     /// Begins another case in an empty store: `salt` makes its blocks differ from those of others.
     fn begin(&mut self, links: &[u16], salt: u64) {
         self.slots = [None, None];
         self.collection = None;
+        self.settle();
         for pin in self.store().pins().unwrap() {
             unpin(self.store(), &pin.id.0);
         }
@@ -247,9 +294,15 @@ impl Pair {
                 self.model.end_collection();
             }
             Step::CollectSome { blocks } => self.collect_some(blocks),
+            Step::Directory { which, act } => {
+                while self.collection.is_some() {
+                    self.collect_some(usize::MAX);
+                }
+                self.directory(which, act);
+            }
             Step::Restart => {
                 self.slots = [None, None];
-                self.collection = None;
+                (self.collection, self.drain) = (None, None);
                 self.model.under_way = None;
                 self.model.leases = [None; SLOTS];
                 self.store.take().unwrap().close().unwrap();
@@ -270,6 +323,53 @@ impl Pair {
         } else {
             let state = self.store().state().batch();
             self.slot(slot).checkpoint(state).unwrap();
+        }
+    }
+
+    fn directory(&mut self, which: usize, act: Act) {
+        let path = self.dir.path().join(DIRECTORIES[which]);
+        match act {
+            Act::Add => {
+                self.store().add_directory(&path).unwrap();
+                return;
+            }
+            Act::Empty => {
+                match Drain::begin(self.store(), &path) {
+                    Ok(drain) => self.drain = Some(drain),
+                    Err(StoreError::Directory { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+                if let Some(drain) = &mut self.drain {
+                    // A block or two.
+                    drain.portion = 300;
+                }
+                return;
+            }
+            Act::Copy | Act::Move | Act::Finish => {}
+        }
+        let Some(mut drain) = self.drain.take() else { return };
+        let more = match act {
+            Act::Copy => drain.copy_next().map(|_| true),
+            _ => drain.step(),
+        };
+        match more {
+            Ok(true) if !matches!(act, Act::Finish) => self.drain = Some(drain),
+            Ok(true) => {
+                while drain.step().unwrap() {}
+                drain.finish().unwrap();
+            }
+            Ok(false) => drop(drain.finish().unwrap()),
+            // It was taken back.
+            Err(StoreError::DrainStopped { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Lets every directory take blocks again, so that no block is in two.
+    fn settle(&mut self) {
+        self.drain = None;
+        for one in self.store().directories().unwrap() {
+            self.store().add_directory(&one.path).unwrap();
         }
     }
 
@@ -332,7 +432,9 @@ impl Pair {
     }
 
     /// The same, with every byte and every total.
-    fn compare(&self) {
+    fn compare(&mut self) {
+        self.collection = None;
+        self.settle();
         let mut bytes = 0;
         for (number, (cid, data)) in self.blocks.iter().enumerate() {
             let expected = self.model.here.contains_key(&number).then_some(data);
@@ -346,12 +448,12 @@ impl Pair {
 }
 
 /// Random cases of steps, one store for all: it is emptied between them.
-fn try_cases(cases: u32, restarts: Restarts) {
+fn try_cases(cases: u32, besides: Besides) {
     let mut runner = TestRunner::new(ProptestConfig { cases, ..ProptestConfig::default() });
     let links = proptest::collection::vec(any::<u16>(), NODES);
     let pair = std::cell::RefCell::new(Pair::new());
     let salt = std::cell::Cell::new(0);
-    let tried = runner.run(&(links, steps(restarts)), |(links, steps)| {
+    let tried = runner.run(&(links, steps(besides)), |(links, steps)| {
         let mut pair = pair.borrow_mut();
         salt.set(salt.get() + 1);
         pair.begin(&links, salt.get());
@@ -368,17 +470,22 @@ fn try_cases(cases: u32, restarts: Restarts) {
 /// Of 10,000 cases in all; two tests, so that two cores share them.
 #[test]
 fn collections_keep_exactly_what_the_model_keeps() {
-    try_cases(5000, Restarts::None);
+    try_cases(5000, Besides::Nothing);
 }
 
 #[test]
 fn collections_keep_exactly_what_the_model_keeps_in_other_cases() {
-    try_cases(5000, Restarts::None);
+    try_cases(5000, Besides::Nothing);
 }
 
 #[test]
 fn collections_keep_exactly_what_the_model_keeps_across_restarts() {
-    try_cases(16, Restarts::Some);
+    try_cases(16, Besides::Restarts);
+}
+
+#[test]
+fn collections_keep_exactly_what_the_model_keeps_while_directories_come_and_go() {
+    try_cases(200, Besides::Directories);
 }
 
 /// Threads put, hit, pin and unpin the same few DAGs while collections run one after another: what was acknowledged as
