@@ -147,6 +147,12 @@ fn rules_say_what_is_left_out() {
     assert!(told.contains("src/up") && told.contains("leads back"), "{told}");
     fs::remove_file(root.join("src/up")).expect("the link goes");
     symlink("a.rs", root.join("src/link.rs")).expect("a link");
+    // One that is given itself is stored as it is, too.
+    let link = root.join("src/link.rs");
+    let [stored, followed] =
+        [&[text(&link)][..], &["--dereference-args", text(&link)]].map(|args| cid(&node, args));
+    assert_eq!(followed, cid(&node, &[text(&root.join("src/a.rs"))]));
+    assert_ne!(stored, followed);
     let followed = cid(&node, &["--dereference-symlinks", text(&root.join("src"))]);
     assert_eq!(node.run(&["cat", &format!("/ipfs/{followed}/link.rs")]).stdout, b"src/a.rs");
 }

@@ -49,6 +49,12 @@ fn damage_is_named_with_its_pin_and_repaired_from_another_node() {
     two.json(&["add", path(&file)]);
     let clean = two.json(&["repo", "verify"]);
     assert_eq!((clean["blocks_damaged"].as_u64(), clean["incomplete_pins"].as_u64()), (Some(0), Some(0)));
+    // Or its daemon would mend it first.
+    let settings = two.repo().join("config.toml");
+    let text_of = std::fs::read_to_string(&settings).expect("the settings");
+    let unscrubbed = text_of.replace("# scrub_rate = \"2MiB\"", "scrub_rate = \"0B\"");
+    assert_ne!(unscrubbed, text_of);
+    std::fs::write(&settings, unscrubbed).expect("the settings are written");
     damage(&two.repo());
     let told = two.fails(&["repo", "verify"]);
     assert!(told.contains("1 pin lacks blocks"), "{told}");
@@ -57,6 +63,7 @@ fn damage_is_named_with_its_pin_and_repaired_from_another_node() {
     one.start();
     two.start();
     two.json(&["swarm", "connect", &one.address("/tcp/")]);
+    assert!(two.fails(&["repo", "verify", "--rate", "0B"]).contains("never end"));
     let repaired = two.json(&["repo", "verify", "--repair"]);
     assert_eq!(repaired["repaired_pins"], 1, "{repaired}");
     let pin = &repaired["incomplete"][0];
@@ -67,6 +74,31 @@ fn damage_is_named_with_its_pin_and_repaired_from_another_node() {
     two.json(&["get", &cid, "--output", path(&got)]);
     assert_eq!(sha256(&got), sha256(&file));
     one.stop();
+}
+
+#[test]
+fn a_daemon_mends_what_was_found_damaged() {
+    let (mut one, mut two) = (Node::init(None), Node::init(None));
+    let file = one.file("file");
+    random_file(&file, FILE, 14);
+    one.json(&["add", path(&file)]);
+    let cid = text(&two.json(&["add", path(&file)])["cid"]).to_owned();
+    damage(&two.repo());
+    one.start();
+    two.start();
+    two.json(&["swarm", "connect", &one.address("/tcp/")]);
+    // Whoever reads meets it, if the scrub has not, and has it from elsewhere.
+    let read = two.run(&["cat", &cid]);
+    assert!(read.stdout == std::fs::read(&file).expect("the file"), "another content");
+    let deadline = Instant::now() + PATIENCE;
+    while two.json(&["repo", "stat"])["quarantined_blocks"] != 0 {
+        assert!(Instant::now() < deadline, "what was damaged is not mended");
+        std::thread::sleep(LOOK);
+    }
+    two.stop();
+    one.stop();
+    let verified = two.json(&["repo", "verify"]);
+    assert_eq!((&verified["blocks_damaged"], &verified["incomplete_pins"]), (&0.into(), &0.into()));
 }
 
 #[test]
@@ -124,8 +156,15 @@ fn pins_have_names_owners_and_ends() {
     assert_eq!(count(&["--type", "direct"]), 0);
     assert_eq!(count(&[&cids[2]]), 1);
     assert!(node.fails(&["pin", "add", "--direct", &cids[0]]).contains("already pinned recursively"));
-    let ends = node.json(&["pin", "add", &cids[0], "--expires", "1h"]);
+    assert!(node.fails(&["pin", "add", &cids[0], "--expires", "1s"]).contains("without an end"));
+    node.json(&["pin", "rm", &cids[0]]);
+    let ends = node.json(&["pin", "add", &cids[0], "--expires", "1h", "--name", "summer holiday"]);
     assert!(ends["expires"].as_u64().is_some(), "{ends}");
+    // Nothing that is given later takes a name or time away.
+    let sooner = node.json(&["pin", "add", &cids[0], "--expires", "1s"]);
+    assert_eq!((&sooner["expires"], text(&sooner["name"])), (&ends["expires"], "summer holiday"));
+    let for_good = node.json(&["pin", "add", &cids[0]]);
+    assert_eq!((&for_good["expires"], text(&for_good["name"])), (&Value::Null, "summer holiday"));
     // Nothing has ended yet, so nothing would go.
     let dry = node.json(&["repo", "gc", "--dry-run"]);
     assert_eq!((dry["blocks_deleted"].as_u64(), dry["dry_run"].as_bool()), (Some(0), Some(true)));

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Query, RawQuery, State};
-use axum::response::Response;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -153,9 +154,10 @@ async fn repo_stat(State(node): State<Arc<Node>>) -> Answer {
     })))
 }
 
-async fn repo_gc(State(node): State<Arc<Node>>) -> Answer {
+/// A stream of what was removed, which is not listed here: an empty one.
+async fn repo_gc(State(node): State<Arc<Node>>) -> Result<impl IntoResponse, ApiError> {
     repo::gc(&node, repo::GcRequest::default(), Progress::default()).await?;
-    Ok(axum::Json(json!({})))
+    Ok(([(header::CONTENT_TYPE.as_str(), "application/json"), ("x-chunked-output", "1")], ""))
 }
 
 async fn swarm_peers(State(node): State<Arc<Node>>) -> Answer {

@@ -42,6 +42,8 @@ pub struct AddRequest {
     pub ignore_rules_path: Option<PathBuf>,
     /// Store what symlinks point to instead of the links.
     pub dereference_symlinks: bool,
+    /// The same for those that are given themselves.
+    pub dereference_args: bool,
     /// Leave empty directories out.
     pub no_empty_dirs: bool,
     /// Make a torrent in the same pass.
@@ -91,7 +93,7 @@ impl AddRequest {
             .then(|| IgnoreRules::new(&self.ignore, self.ignore_rules_path.as_deref()));
         Ok(ImportOptions {
             hidden: self.hidden,
-            follow_root: true,
+            follow_root: self.dereference_args,
             follow_links: self.dereference_symlinks,
             skip_empty_directories: self.no_empty_dirs,
             ignore: rules.transpose().map_err(ApiError::bad)?,

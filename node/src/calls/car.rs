@@ -178,14 +178,10 @@ impl Importing {
     }
 }
 
-/// Pins a root; a pin that has a name keeps it.
+/// Pins a root.
 fn keep(store: &Store, root: Cid) -> Result<(), btfs_storage::StoreError> {
-    let pin = own_pin(root, None, PinKind::Recursive);
-    if store.pin_get(&pin.id)?.is_some_and(|old| old.kind == PinKind::Recursive) {
-        return Ok(());
-    }
     let mut batch = store.state().batch();
-    store.pin(&mut batch, &pin)?;
+    store.renew_pin(&mut batch, &own_pin(root, None, PinKind::Recursive))?;
     Ok(store.state().commit(batch)?)
 }
 

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use btfs_storage::read::{self, Kind, Packing};
+use btfs_storage::read::{self, Kind, Outward, Packing};
 use btfs_storage::{Cid, Class, Pin, PinKind};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,9 @@ pub struct GetRequest {
     pub compress: bool,
     /// How hard, from 1 to 9; default: 6.
     pub compression_level: Option<u32>,
+    /// What becomes of symlinks that lead out of the target: they are refused (default), left out or kept.
+    #[serde(default)]
+    pub symlinks: Outward,
     /// Seconds without a new block before it gives up; default: the configuration's.
     pub timeout_secs: Option<u64>,
 }
@@ -191,8 +194,9 @@ async fn get(node: Arc<Node>, request: GetRequest, progress: Progress) -> Answer
     let cid = retriever.resolve(&reference, &request.peers, &progress).await.map_err(retrieve_error)?;
     let pin = request.pin.then(|| own_pin(cid, None, PinKind::Recursive));
     let fetched = retriever.whole(&cid, pin, &progress).await.map_err(retrieve_error)?;
+    let outward = request.symlinks;
     let packing = packing(&retriever, &cid, request.archive, request.compress, request.compression_level);
-    let packing = packing.await?;
+    let packing = packing.await?.map(|packing| Packing { outward, ..packing });
     let name = name_in_archive(&reference, &cid);
     let store = node.store.clone();
     let path = target.clone();
@@ -205,7 +209,7 @@ async fn get(node: Arc<Node>, request: GetRequest, progress: Progress) -> Answer
         };
         let written = match packing {
             Some(packing) => read::pack_to_file(&store, &cid, &name, packing, &path, &mut step),
-            None => read::export(&store, &cid, &path, &mut step),
+            None => read::export(&store, &cid, &path, outward, &mut step),
         };
         drop(lease);
         written.map(|()| size)
@@ -239,7 +243,7 @@ async fn packing(
         level => return Err(ApiError::bad(format!("{level} is no compression level; they go from 1 to 9"))),
     };
     let tar = archive || retriever.stat(cid).await.map_err(retrieve_error)?.kind != Kind::File;
-    Ok(Some(Packing { tar, gzip: compress.then_some(level) }))
+    Ok(Some(Packing { tar, outward: Outward::Refuse, gzip: compress.then_some(level) }))
 }
 
 /// What content is called in an archive: the last component of its path, or its CID.
@@ -272,7 +276,7 @@ pub async fn packed_content(node: Arc<Node>, query: PackQuery) -> Result<Respons
     let fetched = retriever.whole(&cid, None, &Progress::default()).await.map_err(retrieve_error)?;
     let archive = query.archive || !query.compress;
     let packing = packing(&retriever, &cid, archive, query.compress, query.level).await?;
-    let packing = packing.unwrap_or(Packing { tar: true, gzip: None });
+    let packing = packing.unwrap_or(Packing { tar: true, outward: Outward::Refuse, gzip: None });
     let name = name_in_archive(&reference, &cid);
     let store = node.store.clone();
     let body = super::body::written(move |out| {

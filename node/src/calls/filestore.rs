@@ -73,14 +73,9 @@ pub(super) fn routes(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
 
 /// What is the matter with a block, if anything is.
 fn verify(store: &Store, block: &LocatedBlock, remove: bool) -> Result<Option<Option<String>>, StoreError> {
-    match store.check_place(block) {
+    match store.check_place(block, remove) {
         Ok(()) => Ok(None),
-        Err(StoreError::NotInFile { problem, .. }) => {
-            if remove {
-                store.forget_place(block)?;
-            }
-            Ok(Some(Some(problem)))
-        }
+        Err(StoreError::NotInFile { problem, .. }) => Ok(Some(Some(problem))),
         Err(error) => Err(error),
     }
 }

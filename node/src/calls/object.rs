@@ -129,7 +129,7 @@ fn edit(
     let mut batch = store.state().batch();
     if pin {
         let pin = own_pin(edited.root, None, PinKind::Recursive);
-        store.pin(&mut batch, &pin).map_err(stored)?;
+        store.renew_pin(&mut batch, &pin).map_err(stored)?;
     }
     ingest.finish(batch).map_err(stored)?;
     Ok(edited)

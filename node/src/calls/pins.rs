@@ -139,20 +139,36 @@ pub async fn pin_add(node: Arc<Node>, request: PinAddRequest, progress: Progress
     let kind = if request.direct { PinKind::Direct } else { PinKind::Recursive };
     let expires = request.expires_in_secs.map(|seconds| unix_now().saturating_add(seconds));
     let pin = Pin { expires, ..own_pin(cid, request.name, kind) };
+    let id = pin.id.clone();
+    if let Some(before) = node.store.run(move |store| store.pin_get(&id)).await? {
+        refuse_less(&before, &pin)?;
+    }
+    let id = pin.id.clone();
     if request.direct {
-        let id = pin.id.clone();
-        let before = node.store.run(move |store| store.pin_get(&id)).await?;
-        if before.is_some_and(|before| before.kind == PinKind::Recursive) {
-            return Err(ApiError::bad(format!(
-                "{cid} is already pinned recursively, which keeps more; nothing was changed"
-            )));
-        }
         retriever.keep_block(&cid, pin.clone()).await.map_err(retrieve_error)?;
     } else {
         retriever.whole(&cid, Some(pin.clone()), &progress).await.map_err(retrieve_error)?;
     }
     announce(&node, cid).await;
-    Ok(pin_info(&pin))
+    // With the name and the end that it had before.
+    let kept = node.store.run(move |store| store.pin_get(&id)).await?;
+    Ok(pin_info(&kept.unwrap_or(pin)))
+}
+
+/// Refuses a pin that would keep less, or shorter, than the one that is there.
+fn refuse_less(before: &Pin, pin: &Pin) -> Result<(), ApiError> {
+    let cid = pin.root;
+    if before.kind == PinKind::Recursive && pin.kind == PinKind::Direct {
+        return Err(ApiError::bad(format!(
+            "{cid} is already pinned recursively, which keeps more; nothing was changed"
+        )));
+    }
+    if before.expires.is_none() && pin.expires.is_some() {
+        return Err(ApiError::bad(format!(
+            "{cid} is already pinned without an end; nothing was changed. `btfs pin rm {cid}` first if it shall end"
+        )));
+    }
+    Ok(())
 }
 
 fn unix_now() -> u64 {

@@ -109,6 +109,8 @@ pub struct VerifyAnswer {
     pub bytes_checked: u64,
     /// Blocks that are damaged and put aside, found now or before.
     pub blocks_damaged: u64,
+    /// Blocks that the disk did not give, left as they are.
+    pub blocks_unreadable: u64,
     /// Blocks that are well, but whose index entry was damaged and is written anew.
     pub blocks_reindexed: u64,
     /// Pins that lack blocks, at most a thousand of them.
@@ -222,6 +224,9 @@ pub async fn gc(node: &Node, request: GcRequest, progress: Progress) -> Answered
 
 /// Reads and hashes everything, names what lacks something, and fetches that if asked to.
 pub async fn verify(node: Arc<Node>, request: VerifyRequest, progress: Progress) -> Answered<VerifyAnswer> {
+    if request.bytes_per_second == Some(0) {
+        return Err(ApiError::bad("a rate of 0 bytes a second would never end; leave it out for no limit"));
+    }
     if request.repair {
         // Not after hours of reading.
         node.host()?;
@@ -247,6 +252,7 @@ pub async fn verify(node: Arc<Node>, request: VerifyRequest, progress: Progress)
         blocks_checked: verified.checked,
         bytes_checked: verified.bytes,
         blocks_damaged,
+        blocks_unreadable: verified.unreadable,
         blocks_reindexed: verified.reindexed,
         incomplete: Vec::new(),
         incomplete_pins,
@@ -260,7 +266,7 @@ pub async fn verify(node: Arc<Node>, request: VerifyRequest, progress: Progress)
             error: None,
         };
         if request.repair {
-            match repair(&node, &found, &progress).await {
+            match repair(&node, &found.pin.id, &progress).await {
                 Ok(()) => told.repaired = true,
                 Err(error) => told.error = Some(error.to_string()),
             }

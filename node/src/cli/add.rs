@@ -53,7 +53,7 @@ pub struct Add {
     /// Seal the file with a new key and print a link that carries it, CID#key. Only who has the link can read the file;
     /// the key is kept nowhere else. It is not announced.
     #[arg(long, help_heading = OPTIONS, conflicts_with_all = ["torrent", "nocopy", "only_hash", "wrap_with_directory",
-        "hidden", "ignore", "ignore_rules_path", "dereference_symlinks", "empty_dirs", "preserve_mode", "preserve_mtime",
+        "hidden", "ignore", "ignore_rules_path", "dereference_symlinks", "dereference_args", "empty_dirs", "preserve_mode", "preserve_mtime",
         "mode", "mtime"])]
     private: bool,
     /// Announce a private file like any other.
@@ -108,6 +108,9 @@ struct Taken {
     /// Store what symlinks point to instead of the links.
     #[arg(long)]
     dereference_symlinks: bool,
+    /// The same for the paths that are given themselves.
+    #[arg(long)]
+    dereference_args: bool,
     /// `--empty-dirs=false` leaves empty directories out; as in Kubo, what held nothing but those stays.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     empty_dirs: Option<bool>,
@@ -258,6 +261,7 @@ impl Add {
             ignore: taken.ignore.clone(),
             ignore_rules_path: taken.ignore_rules_path.as_ref().map(absolute).transpose()?,
             dereference_symlinks: taken.dereference_symlinks,
+            dereference_args: taken.dereference_args,
             no_empty_dirs: taken.empty_dirs == Some(false),
             torrent: self.torrent,
             nocopy: self.nocopy,

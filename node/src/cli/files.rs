@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
+use btfs_storage::read::Outward;
 use clap::Args;
 use futures::TryStreamExt;
 
@@ -32,9 +33,30 @@ pub struct Get {
     /// How hard, from 1 to 9.
     #[arg(long, short = 'l', value_name = "LEVEL", requires = "compress")]
     compression_level: Option<u32>,
+    /// Symlinks that lead out of what is written: an error, left out, or written as they are.
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "refuse")]
+    symlinks: Symlinks,
     /// Seconds without a new block before it gives up.
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
+}
+
+/// [`Outward`] as an option.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Symlinks {
+    Refuse,
+    Skip,
+    Keep,
+}
+
+impl From<Symlinks> for Outward {
+    fn from(symlinks: Symlinks) -> Self {
+        match symlinks {
+            Symlinks::Refuse => Outward::Refuse,
+            Symlinks::Skip => Outward::Skip,
+            Symlinks::Keep => Outward::Keep,
+        }
+    }
 }
 
 impl Get {
@@ -73,6 +95,7 @@ impl Get {
             archive: self.archive,
             compress: self.compress,
             compression_level: self.compression_level,
+            symlinks: self.symlinks.into(),
             timeout_secs: self.timeout,
         };
         context

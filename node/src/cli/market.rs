@@ -119,7 +119,11 @@ impl StoreAdd {
         let path = PathBuf::from(&self.what);
         let (reference, name) = if path.symlink_metadata().is_ok() {
             let added = client
-                .call(&AddRequest { path: std::path::absolute(&path)?, ..AddRequest::default() })
+                .call(&AddRequest {
+                    path: std::path::absolute(&path)?,
+                    dereference_args: true,
+                    ..AddRequest::default()
+                })
                 .await?;
             (added.cid, Some(added.name))
         } else {

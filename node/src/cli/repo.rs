@@ -108,6 +108,7 @@ async fn verify(context: &Context, repair: bool, rate: Option<ByteSize>) -> anyh
     let answer = answer?;
     context.show(&answer, verified)?;
     match answer.incomplete_pins - answer.repaired_pins {
+        0 if answer.blocks_unreadable > 0 => bail!("the disk did not give some blocks; the others are well"),
         0 => Ok(()),
         1 => bail!("1 pin lacks blocks; everything else is whole"),
         pins => bail!("{pins} pins lack blocks; everything else is whole"),
@@ -151,6 +152,9 @@ fn verified(answer: &VerifyAnswer) -> String {
         0 => "; none is damaged".to_owned(),
         damaged => format!("; {damaged} damaged ones are put aside"),
     };
+    if answer.blocks_unreadable > 0 {
+        text += &format!("; the disk did not give {} more, see the log", answer.blocks_unreadable);
+    }
     if answer.blocks_reindexed > 0 {
         text += &format!("; {} index entries were damaged and are written anew", answer.blocks_reindexed);
     }

@@ -175,7 +175,10 @@ impl Fetch {
             if named.len() > super::MAX_DAG_BLOCKS {
                 return Err(RetrieveError::TooManyBlocks(root));
             }
-            sink.put(cid, block).await?;
+            match origin {
+                Origin::Local => sink.keep(cid, block).await,
+                Origin::Network | Origin::Parity => sink.put(cid, block).await,
+            }
             if sink.is_broken() {
                 break;
             }

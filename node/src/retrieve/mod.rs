@@ -129,6 +129,12 @@ impl Retriever {
         self
     }
 
+    /// The same for what lies below `root`, whose providers are asked; the first such root counts.
+    fn below(&self, root: &Cid) -> Self {
+        let _ = self.origin.set(*root);
+        self.clone()
+    }
+
     /// The CID that a reference means, fetching what is needed to know. Torrents are fetched whole.
     pub async fn resolve(
         &self,
@@ -210,9 +216,10 @@ impl Retriever {
         let (lease, here) = self.keep_local(root, lease).await?;
         let moved = match here {
             Here::Whole => {
-                if let Some(pin) = pin {
-                    self.pin_local(pin).await?;
-                }
+                let lease = match pin {
+                    Some(pin) => self.pin_kept(pin, lease).await?,
+                    None => lease,
+                };
                 return Ok(Fetched { from_network: 0, from_parity: 0, lease });
             }
             Here::InPart => None,
@@ -227,7 +234,7 @@ impl Retriever {
         let store = self.node.store.clone();
         let _: Ingested = sink
             .finish(move |batch| match &pin {
-                Some(pin) => store.pin(batch, pin),
+                Some(pin) => store.renew_pin(batch, pin),
                 None => Ok(()),
             })
             .await?;
@@ -267,22 +274,23 @@ impl Retriever {
     pub async fn keep_block(&self, cid: &Cid, pin: Pin) -> Result<(), RetrieveError> {
         let block = self.block(cid).await?;
         let sink = Sink::start(&self.node.store, Class::Own)?;
-        sink.put(*cid, block).await?;
+        sink.put(*cid, block).await;
         let store = self.node.store.clone();
-        sink.finish(move |batch| store.pin(batch, &pin)).await?;
+        sink.finish(move |batch| store.renew_pin(batch, &pin)).await?;
         Ok(())
     }
 
-    async fn pin_local(&self, pin: Pin) -> Result<(), RetrieveError> {
+    /// Pins what was kept.
+    async fn pin_kept(&self, pin: Pin, mut kept: Ingest) -> Result<Ingest, StoreError> {
         self.node
             .store
             .run(move |store| {
                 let mut batch = store.state().batch();
-                store.pin(&mut batch, &pin)?;
-                Ok::<_, StoreError>(store.state().commit(batch)?)
+                store.renew_pin(&mut batch, &pin)?;
+                kept.checkpoint(batch)?;
+                Ok(kept)
             })
-            .await?;
-        Ok(())
+            .await
     }
 
     /// Runs a reader over the store; each block it misses is fetched, kept in the cache, and it runs again.
@@ -298,6 +306,9 @@ impl Retriever {
                 Err(ReadError::Missing(cid) | ReadError::Store(StoreError::Corrupt { cid })) => {
                     self.cache(root, cid).await?;
                 }
+                Err(ReadError::Store(moved @ StoreError::NotInFile { cid, .. })) => {
+                    self.cache(root, cid).await.map_err(|error| or_moved(error, Some(moved)))?;
+                }
                 Err(error @ (ReadError::NotFound { .. } | ReadError::NotADirectory { .. })) => {
                     return Err(RetrieveError::NoSuchPath(error.to_string()));
                 }
@@ -310,7 +321,7 @@ impl Retriever {
     pub async fn cache(&self, root: &Cid, missing: Cid) -> Result<(), RetrieveError> {
         let (block, _) = self.fetch(root).await?.block(missing).await?;
         let sink = Sink::start(&self.node.store, Class::Cache)?;
-        sink.put(missing, block).await?;
+        sink.put(missing, block).await;
         sink.finish(|_| Ok(())).await?;
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! What a daemon does for its store by itself: lets expired pins go, ends a collection that was broken off, collects at
-//! the watermark, settles its data directories, and reads everything again and again to find what rotted, and fetches that anew.
+//! the watermark, settles its data directories, reads everything again and again to find what rotted, and fetches anew
+//! what anybody found damaged.
 //!
 //! Each is a small step on a timer, so that a daemon that runs for a minute a day does its share too.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use btfs_storage::{
     Cid, ClassStat, DirectoryStat, DirectoryState, GcOptions, RepoStat, ScrubPage, StoreError,
@@ -21,6 +22,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const SCRUB_PAGE: usize = 16;
 /// Pause of a scrub that has seen everything, or of a store without a block.
 const SCRUB_REST: Duration = Duration::from_secs(3600);
+/// How soon it is tried again to fetch what nobody gave.
+const MEND_AGAIN: Duration = Duration::from_secs(3600);
+/// How often damage is looked for that somebody met.
+const HEAL_EVERY: Duration = Duration::from_secs(10);
+/// Pins made whole in one go, whose names are held in memory.
+const MENDED: usize = 100_000;
 /// After a collection at the watermark the next one waits until the store has grown by one part in this many: what is
 /// pinned cannot be collected, however often.
 const GROWTH: u64 = 100;
@@ -33,6 +40,7 @@ pub async fn run(node: Arc<Node>) {
         () = tidy(&node) => {}
         () = settle_directories(&node) => {}
         () = scrub(&node) => {}
+        () = heal(&node) => {}
     }
 }
 
@@ -96,22 +104,22 @@ async fn settle(node: &Arc<Node>, is_own: bool, left: DirectoryStat) {
     }
 }
 
-/// Collects; answers the bytes that were left.
+/// Collects; answers the bytes that were left, also by one that failed.
 async fn collect(node: &Arc<Node>) -> Option<u64> {
     let store = node.store.clone();
-    let work = move || {
-        store.gc_with(GcOptions::default(), &mut |_| {})?;
-        Ok::<_, StoreError>(store.stat()?.bytes)
-    };
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(left)) => Some(left),
-        Ok(Err(StoreError::CollectionStopped)) => None,
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "nothing was collected");
-            None
+    let work = move || match store.gc_with(GcOptions::default(), &mut |_| {}) {
+        Err(StoreError::CollectionStopped) => None,
+        collected => {
+            if let Err(error) = collected {
+                tracing::warn!(%error, "not all was collected");
+            }
+            Some(store.stat().ok()?.bytes)
         }
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a collection broke off");
+        None
+    })
 }
 
 /// Whether a class has come to `watermark` percent of its quota, or the store to as much of its disk, and has grown since
@@ -135,13 +143,11 @@ async fn scrub(node: &Arc<Node>) {
         return std::future::pending().await;
     }
     let mut next: Option<Cid> = None;
-    let mut damaged = 0;
     loop {
         let from = next.take();
         let page = node.store.run(move |store| store.scrub(from.as_ref(), SCRUB_PAGE)).await;
         let pause = match page {
-            Ok(ScrubPage { bytes, damaged: found, next: following, .. }) => {
-                damaged += found.len();
+            Ok(ScrubPage { bytes, next: following, .. }) => {
                 next = following;
                 Duration::from_secs_f64(bytes as f64 / rate as f64)
             }
@@ -152,31 +158,60 @@ async fn scrub(node: &Arc<Node>) {
         };
         tokio::time::sleep(pause).await;
         if next.is_none() {
-            if std::mem::take(&mut damaged) > 0 {
-                mend(node).await;
-            }
             tokio::time::sleep(SCRUB_REST).await;
+        }
+    }
+}
+
+/// Mends when blocks were found damaged, by the scrub or by whoever read them, and again now and then while some are.
+async fn heal(node: &Arc<Node>) {
+    if node.host().is_err() {
+        return std::future::pending().await;
+    }
+    let (mut left, mut tried) = (0, None::<Instant>);
+    let mut looks = tokio::time::interval(HEAL_EVERY);
+    loop {
+        looks.tick().await;
+        let damaged = damaged(node).await;
+        let again = tried.is_none_or(|tried| tried.elapsed() >= MEND_AGAIN);
+        if damaged > 0 && (damaged > left || again) {
+            mend(node).await;
+            left = self::damaged(node).await;
+            tried = Some(Instant::now());
+        }
+    }
+}
+
+/// Blocks that were put aside.
+async fn damaged(node: &Arc<Node>) -> u64 {
+    match node.store.run(|store| store.stat()).await {
+        Ok(stat) => stat.quarantined_blocks,
+        Err(error) => {
+            tracing::warn!(%error, "the store cannot be counted");
+            0
         }
     }
 }
 
 /// Fetches what pins lack, as far as the networks have it.
 async fn mend(node: &Arc<Node>) {
-    if node.host().is_err() {
-        return;
-    }
-    let examined = node.store.run(|store| {
+    let store = node.store.clone();
+    let work = move || {
         let mut found = Vec::new();
-        store.examine(&mut |incomplete| found.push(incomplete))?;
+        store.examine(&mut |incomplete| {
+            if found.len() < MENDED {
+                found.push(incomplete.pin.id);
+            }
+        })?;
         Ok::<_, StoreError>(found)
-    });
-    let found = match examined.await {
-        Ok(found) => found,
-        Err(error) => return tracing::warn!(%error, "what the damage affects is not known"),
     };
-    for incomplete in found {
-        let pin = incomplete.pin.id.clone();
-        match repair(node, &incomplete, &Progress::default()).await {
+    let found = match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => return tracing::warn!(%error, "what the damage affects is not known"),
+        Err(error) => return tracing::error!(%error, "what the damage affects is not known"),
+    };
+    for pin in found {
+        match repair(node, &pin, &Progress::default()).await {
             Ok(()) => tracing::info!(%pin, "a damaged pin is whole again"),
             Err(error) => tracing::error!(%pin, %error, "a pin lacks blocks that nobody gave"),
         }

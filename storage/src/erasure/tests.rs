@@ -91,6 +91,24 @@ fn coded(sizes: &[usize], k: u8, m: u8) -> (Layout, MemoryBlocks) {
     (layout, sink)
 }
 
+/// The widest code over blocks of the usual size; all data is lost, and as much parity as may be.
+#[test]
+fn the_widest_code_takes_blocks_of_a_mebibyte() {
+    let (layout, mut all) = coded(&[1 << 20; MAX_K as usize], MAX_K, MAX_M);
+    let stripe = &layout.stripes()[0];
+    assert_eq!((stripe.data.len(), stripe.shard_len()), (usize::from(MAX_K), 1 << 20));
+    let data: Vec<Cid> = stripe.data.iter().flat_map(|shard| &shard.blocks).map(|block| block.cid).collect();
+    let kept: Vec<Vec<u8>> = data.iter().map(|cid| all.0[&cid.hash().to_bytes()].to_vec()).collect();
+    let lost =
+        layout.parity_blocks().map(|(cid, _)| cid).take(usize::from(MAX_M - MAX_K)).collect::<Vec<_>>();
+    data.iter().chain(&lost).for_each(|cid| drop(all.0.remove(&cid.hash().to_bytes())));
+    let mut rebuilt = MemoryBlocks::default();
+    assert!(reconstruct(&layout, data.clone(), &all, &mut rebuilt).unwrap() >= u64::from(MAX_K));
+    for (cid, bytes) in data.iter().zip(kept) {
+        assert!(rebuilt.0[&cid.hash().to_bytes()] == bytes, "{cid} is another");
+    }
+}
+
 #[test]
 fn shards_are_runs_of_blocks_up_to_a_mebibyte() {
     const MIB: usize = 1 << 20;
@@ -136,7 +154,7 @@ fn impossible_parameters_are_refused() {
         assert!(matches!(plan(listed.clone(), k, m), Err(ErasureError::Redundancy { .. })));
     }
     let (large, _) = blocks(&[2 << 20]);
-    assert!(matches!(plan(large, 30, 60), Err(ErasureError::TooWide { .. })));
+    assert!(matches!(plan(large, MAX_K, MAX_M), Err(ErasureError::TooWide { .. })));
     assert!(plan(listed, MAX_K, MAX_M).is_ok());
 }
 

@@ -12,13 +12,16 @@ use bytes::Bytes;
 use cid::Cid;
 use data_encoding::BASE64_NOPAD;
 
-use super::MAX_DEPTH;
 use super::value::{Budget, Value, map};
+use super::{MAX_DEPTH, TOO_DEEP};
 
 /// The reserved name.
 const RESERVED: &str = "/";
 /// Digits of a number, at most: more than any float needs, and little to parse.
 const MAX_NUMBER: usize = 400;
+
+/// What bytes add to the depth of the text: `{"/":{"bytes":""}}` is one value.
+const RESERVED_DEPTH: usize = 2;
 
 /// Decodes one value and nothing after it but white space.
 pub(super) fn decode(text: &[u8], budget: &Budget) -> Result<Value, String> {
@@ -26,7 +29,8 @@ pub(super) fn decode(text: &[u8], budget: &Budget) -> Result<Value, String> {
         std::str::from_utf8(text).map_err(|error| format!("at byte {}: not UTF-8", error.valid_up_to()))?;
     let mut reader = Reader { text, at: 0, budget };
     let value = reader.value(0).and_then(|value| match reader.peek() {
-        None => Ok(value),
+        None if value.is_within(MAX_DEPTH) => Ok(value),
+        None => Err(TOO_DEEP.into()),
         Some(_) => Err("something after the end".into()),
     });
     value.map_err(|error| format!("at byte {}: {error}", reader.at))
@@ -59,8 +63,8 @@ impl<'a> Reader<'a> {
     }
 
     fn value(&mut self, depth: usize) -> Result<Value, String> {
-        if depth > MAX_DEPTH {
-            return Err("values inside values too deep".into());
+        if depth > MAX_DEPTH + RESERVED_DEPTH {
+            return Err(TOO_DEEP.into());
         }
         self.budget.value(0)?;
         match self.peek().ok_or("a value is missing")? {
@@ -269,7 +273,7 @@ pub(super) fn encode(value: &Value) -> Result<Bytes, String> {
 
 fn put(out: &mut String, value: &Value, depth: usize) -> Result<(), String> {
     if depth > MAX_DEPTH {
-        return Err("values inside values too deep".into());
+        return Err(TOO_DEEP.into());
     }
     match value {
         Value::Null => out.push_str("null"),

@@ -39,8 +39,11 @@ use value::Budget;
 /// Memory that a decoded value may take, in bytes, its growth while it is built included. Half a million list elements
 /// or map entries; blocks of real programs stay far below.
 pub const MAX_VALUE_MEMORY: usize = 48 << 20;
-/// Values inside values, at most: readers recurse, and no sensible data is as deep.
-const MAX_DEPTH: usize = 128;
+/// Values inside values, at most: readers recurse, and no sensible data is as deep. The dag-cbor library ends at 128,
+/// tags included.
+const MAX_DEPTH: usize = 120;
+/// What is said of more.
+const TOO_DEEP: &str = "values inside values too deep";
 
 /// How a value becomes the bytes of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

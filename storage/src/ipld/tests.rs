@@ -183,6 +183,27 @@ fn hostile_blocks_end_with_an_error_and_little_memory() {
     assert!(json(&format!("[{}0]", "0,".repeat(1 << 20))).unwrap_err().to_string().contains("more values"));
 }
 
+/// What one codec takes, the other takes: bytes and links are maps in one and not in the other.
+#[test]
+fn both_codecs_end_at_the_same_depth() {
+    let link = r#"{"/":"bafkqaaa"}"#;
+    for innermost in ["0", r#"{"/":{"bytes":"AA"}}"#, link, "[]", "{}"] {
+        let nested = |depth: usize| format!("{}{innermost}{}", "[".repeat(depth), "]".repeat(depth));
+        let most = if matches!(innermost, "[]" | "{}") { MAX_DEPTH - 1 } else { MAX_DEPTH };
+        let value = json(&nested(most)).unwrap();
+        for codec in [Codec::DagCbor, Codec::DagJson] {
+            assert_eq!(decode(codec, &encode(codec, &value).unwrap()).unwrap(), value);
+        }
+        assert!(json(&nested(most + 1)).unwrap_err().to_string().contains("deep"), "{innermost}");
+        let mut cbor = vec![0x81u8; most + 1];
+        cbor.extend_from_slice(&encode(Codec::DagCbor, &json(innermost).unwrap()).unwrap());
+        assert!(
+            decode(Codec::DagCbor, &cbor.into()).unwrap_err().to_string().contains("deep"),
+            "{innermost}"
+        );
+    }
+}
+
 /// A little DAG over all codecs: dag-cbor over a directory and a dag-json value.
 fn dag() -> (MemoryBlocks, Cid, Cid, Cid) {
     let mut blocks = MemoryBlocks::default();

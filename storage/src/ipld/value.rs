@@ -10,7 +10,7 @@ use cid::serde::BytesToCidVisitor;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-use super::MAX_DEPTH;
+use super::{MAX_DEPTH, TOO_DEEP};
 
 /// A value of the IPLD data model.
 ///
@@ -36,6 +36,17 @@ pub enum Value {
     Map(Vec<(Cow<'static, str>, Value)>),
     /// A link to a block.
     Link(Box<Cid>),
+}
+
+impl Value {
+    /// Whether no value is inside more than `depth` others.
+    pub(super) fn is_within(&self, depth: usize) -> bool {
+        match self {
+            Value::List(values) => depth > 0 && values.iter().all(|value| value.is_within(depth - 1)),
+            Value::Map(entries) => depth > 0 && entries.iter().all(|(_, value)| value.is_within(depth - 1)),
+            _ => true,
+        }
+    }
 }
 
 impl Value {
@@ -150,7 +161,7 @@ impl Seed<'_> {
     fn deeper<E: de::Error>(self) -> Result<Self, E> {
         self.budget.value(0).map_err(E::custom)?;
         if self.depth == MAX_DEPTH {
-            return Err(E::custom("values inside values too deep"));
+            return Err(E::custom(TOO_DEEP));
         }
         Ok(Seed { depth: self.depth + 1, ..self })
     }

@@ -8,8 +8,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use tar::{Builder, EntryType, Header};
 
-use super::export::Partial;
-use super::tree::{Visit, visit_tree};
+use super::export::{Partial, RESTORED_MODE};
+use super::tree::{Outward, Visit, visit_tree};
 use super::{FileReader, ReadError};
 use crate::BlockSource;
 use crate::unixfs::Metadata;
@@ -24,13 +24,15 @@ const LINK_MODE: u32 = 0o777;
 pub struct Packing {
     /// As a tar archive; otherwise it must be a file, and is its bytes.
     pub tar: bool,
+    /// What becomes of symlinks that lead out of the archive.
+    pub outward: Outward,
     /// Compressed by gzip, at this level from 0 to 9.
     pub gzip: Option<u32>,
 }
 
 /// Writes the file, symlink or directory at `cid` to `out` as `packing` says. In a tar archive it is under `name`.
 ///
-/// Names and symlinks that would lead out of the directory that is unpacked are refused as in [`export`](super::export):
+/// Names and symlinks that would lead out of the directory that is unpacked are refused as by [`export`](super::export):
 /// the stream then ends early. Entries without a recorded time have that of 1970, so that the same content is always
 /// the same archive. `progress` is called with the content bytes written so far.
 pub fn pack(
@@ -42,10 +44,10 @@ pub fn pack(
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), ReadError> {
     match packing.gzip {
-        None => pack_plain(src, cid, name, packing.tar, out, progress),
+        None => pack_plain(src, cid, name, packing, out, progress),
         Some(level) => {
             let mut gzip = GzEncoder::new(out, Compression::new(level.min(9)));
-            pack_plain(src, cid, name, packing.tar, &mut gzip, progress)?;
+            pack_plain(src, cid, name, packing, &mut gzip, progress)?;
             gzip.finish().map(drop).map_err(failed)
         }
     }
@@ -63,7 +65,7 @@ pub fn pack_to_file(
     if std::fs::symlink_metadata(target).is_ok() {
         return Err(ReadError::Exists(target.to_owned()));
     }
-    let partial = Partial::beside(target);
+    let partial = Partial::beside(target)?;
     let written = || {
         let mut file = io::BufWriter::new(std::fs::File::create_new(&partial.path).map_err(failed)?);
         pack(src, cid, name, packing, &mut file, progress)?;
@@ -81,14 +83,14 @@ fn pack_plain(
     src: &dyn BlockSource,
     cid: &Cid,
     name: &str,
-    tar: bool,
+    packing: Packing,
     out: &mut dyn Write,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), ReadError> {
-    if tar {
+    if packing.tar {
         let mut archive =
             Archive { builder: Builder::new(out), base: PathBuf::from(name), progress, written: 0 };
-        visit_tree(src, cid, &mut archive)?;
+        visit_tree(src, cid, packing.outward, &mut archive)?;
         return archive.builder.finish().map_err(failed);
     }
     let mut reader = FileReader::open(src, cid)?;
@@ -114,7 +116,7 @@ impl Archive<'_> {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_size(size);
-        header.set_mode(metadata.mode.unwrap_or(mode));
+        header.set_mode(metadata.mode.map_or(mode, |mode| mode & RESTORED_MODE));
         let seconds = metadata.mtime.and_then(|mtime| mtime.seconds).unwrap_or(0);
         // Before 1970 there is no time in this format.
         header.set_mtime(u64::try_from(seconds).unwrap_or(0));

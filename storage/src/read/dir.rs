@@ -108,6 +108,12 @@ impl<'a> Entries<'a> {
         Ok(entries)
     }
 
+    /// Entries and slots in memory that were not given yet.
+    pub(super) fn held(&self) -> usize {
+        let left = |(_, shard, next): &(Cid, Shard, usize)| shard.slots().len() - next;
+        self.plain.len() + self.stack.iter().map(left).sum::<usize>()
+    }
+
     /// The next entry of the trie.
     fn next_in_trie(&mut self) -> Result<Option<DirLink>, ReadError> {
         let inconsistent = |cid, problem| Err(ReadError::Inconsistent { cid, problem });

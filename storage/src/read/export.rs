@@ -4,39 +4,42 @@ use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use cid::Cid;
-use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_OMIT, renameat_with, utimensat};
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, RenameFlags, Timespec, Timestamps, UTIME_OMIT, renameat_with, utimensat,
+};
+use sha2::{Digest, Sha256};
 
-use super::tree::{Visit, visit_tree};
+use super::tree::{Outward, Visit, visit_tree};
 use super::{FileReader, ReadError};
 use crate::BlockSource;
 use crate::unixfs::Metadata;
 
 /// The bits of a recorded mode that are restored. Not setuid, setgid and sticky: the content is a stranger's.
-const RESTORED_MODE: u32 = 0o777;
+pub(super) const RESTORED_MODE: u32 = 0o777;
 
 /// Writes the file, symlink or directory at `cid` to `target`, which must not exist, with the permissions and times
 /// that are recorded.
 ///
 /// It is written under another name beside the target and renamed at the end, so the target is either complete or
-/// absent. Names and symlinks that would lead out of the exported directory are refused. `progress` is called with
-/// the content bytes written so far.
+/// absent. Names that would lead out of the exported directory are refused, and so are symlinks unless `outward` says
+/// otherwise. `progress` is called with the content bytes written so far.
 pub fn export(
     src: &dyn BlockSource,
     cid: &Cid,
     target: &Path,
+    outward: Outward,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), ReadError> {
     if fs::symlink_metadata(target).is_ok() {
         return Err(ReadError::Exists(target.to_owned()));
     }
-    let partial = Partial::beside(target);
+    let partial = Partial::beside(target)?;
     let mut export = Export { base: &partial.path, progress, written: 0, later: Vec::new() };
-    let exported = visit_tree(src, cid, &mut export).and_then(|()| export.finish());
+    let exported = visit_tree(src, cid, outward, &mut export).and_then(|()| export.finish());
     exported.map_err(|error| partial.named(error, target))?;
     partial.rename(target)
 }
@@ -44,19 +47,32 @@ pub fn export(
 /// What is being written; removed unless it was renamed.
 pub(super) struct Partial {
     pub(super) path: PathBuf,
+    lock: PathBuf,
+    /// Held as long as somebody writes: what lies there without is left over from a process that was killed.
+    pub(super) _locked: File,
 }
 
 impl Partial {
-    /// A name in the target's directory, unused so far.
-    pub(super) fn beside(target: &Path) -> Partial {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        loop {
-            let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path = target.with_file_name(format!(".btfs-part-{}-{count}", std::process::id()));
-            // One may be left from a process of the same number that was killed.
-            if fs::symlink_metadata(&path).is_err() {
-                return Partial { path };
-            }
+    /// A name in the target's directory that belongs to the target; what a killed process left there goes.
+    pub(super) fn beside(target: &Path) -> Result<Partial, ReadError> {
+        // The target's own name may be as long as names can be.
+        let name = target.file_name().unwrap_or_default();
+        let digest = hex::encode(&Sha256::digest(name.as_bytes())[..8]);
+        let path = target.with_file_name(format!(".btfs-part-{digest}"));
+        let lock = path.with_extension("lock");
+        let locked = locked(&lock).map_err(|source| failed(target, source))?;
+        let locked = locked.ok_or_else(|| ReadError::Busy(target.to_owned()))?;
+        let partial = Partial { path, lock, _locked: locked };
+        partial.remove().map_err(|source| failed(&partial.path, source))?;
+        Ok(partial)
+    }
+
+    /// Removes what is there.
+    fn remove(&self) -> io::Result<()> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&self.path),
+            Ok(_) => fs::remove_file(&self.path),
+            Err(_) => Ok(()),
         }
     }
 
@@ -101,11 +117,24 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         // Nothing is there after the rename. What cannot be removed is not the error to report.
-        let _ = match fs::symlink_metadata(&self.path) {
-            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&self.path),
-            Ok(_) => fs::remove_file(&self.path),
-            Err(_) => Ok(()),
-        };
+        let _ = self.remove().and(fs::remove_file(&self.lock));
+    }
+}
+
+/// Makes a file and locks it; `None` if another process has it locked.
+fn locked(path: &Path) -> io::Result<Option<File>> {
+    loop {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        // Whoever had it before may have removed it since it was opened.
+        let (here, there) = (file.metadata()?, fs::symlink_metadata(path));
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino())) {
+            return Ok(Some(file));
+        }
     }
 }
 

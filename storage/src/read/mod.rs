@@ -38,6 +38,7 @@ pub use archive::{Packing, pack, pack_to_file};
 pub use dir::{DirEntry, Entries, for_each_entry, ls, resolve};
 pub use export::export;
 pub use file::{FileReader, LeafPlan, LeafSlice, leaf_plan};
+pub use tree::Outward;
 pub use walk::{Walk, walk};
 
 pub(crate) use dir::{lookup, sub_shard};
@@ -107,15 +108,41 @@ pub enum ReadError {
     /// A path with `..` above its root, or with a zero byte.
     #[error("{0:?} is not a path below its root")]
     Path(String),
-    /// An entry's name or a symlink's target would lead out of the exported directory.
+    /// An entry's name would lead out of the exported directory.
     #[error("{name:?} would lead out of the directory it is in; nothing was written")]
     Escapes {
         /// The name or target.
         name: String,
     },
+    /// A symlink would lead out of what is written.
+    #[error(
+        "symlink {:?} leads out of what is written, to {target:?}; nothing was written. Such links can be left out or \
+         kept (`--symlinks skip` or `keep`)",
+        link
+    )]
+    LeadsOut {
+        /// Where it is.
+        link: PathBuf,
+        /// Where it leads.
+        target: String,
+    },
+    /// Another process writes there.
+    #[error("{} is being written by another process; it was left alone", .0.display())]
+    Busy(PathBuf),
     /// More entries than [`export`] or [`pack`] write.
     #[error("more than {0} entries; nothing was written")]
     TooManyEntries(u64),
+    /// Directories within each other, deeper or fuller than [`export`] or [`pack`] follow.
+    #[error("directory {0} lies deeper than any file system allows; what was written so far is not whole")]
+    TooDeep(Cid),
+    /// A name that no file system takes.
+    #[error("the name {start:?}... of {bytes} bytes is too long; what was written so far is not whole")]
+    LongName {
+        /// How it begins.
+        start: String,
+        /// Its length in bytes.
+        bytes: usize,
+    },
     /// The target of an export exists.
     #[error("{} exists already; it was left as it is", .0.display())]
     Exists(PathBuf),

@@ -1,7 +1,7 @@
 //! Reading what was imported, and DAGs that nobody should have made.
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -209,12 +209,15 @@ fn trees_come_back_as_they_were() {
 
         let target = dir.path().join(profile.name());
         let mut written = 0;
-        export(&blocks, &made.root, &target, &mut |done| written = done).unwrap();
+        export(&blocks, &made.root, &target, Outward::Refuse, &mut |done| written = done).unwrap();
         assert_eq!(written, made.size);
         assert_eq!(fs::read_link(target.join("docs/up")).unwrap(), Path::new("../empty"));
         let again = import_path(&target, &profile, &options, &mut blocks, &mut |_| {}).unwrap();
         assert_eq!(again, made);
-        assert!(matches!(export(&blocks, &made.root, &target, &mut |_| {}), Err(ReadError::Exists(_))));
+        assert!(matches!(
+            export(&blocks, &made.root, &target, Outward::Refuse, &mut |_| {}),
+            Err(ReadError::Exists(_))
+        ));
 
         let many = resolve(&blocks, &made.root, "/many/").unwrap();
         assert!(matches!(node(&blocks, &many).unwrap(), Node::Shard(_)));
@@ -262,7 +265,7 @@ fn paths_that_lead_nowhere() {
     assert_eq!(resolve(&blocks, &many, &entry_name(42)).unwrap(), entry);
     let target = dir.path().join("out");
     assert!(
-        matches!(export(&blocks, &made.root, &target, &mut |_| {}), Err(ReadError::Missing(cid)) if cid == entry)
+        matches!(export(&blocks, &made.root, &target, Outward::Refuse, &mut |_| {}), Err(ReadError::Missing(cid)) if cid == entry)
     );
     assert!(fs::read_dir(dir.path()).unwrap().all(|entry| {
         let name = entry.unwrap().file_name().into_string().unwrap();
@@ -297,7 +300,7 @@ fn nothing_is_written_outside() {
         vec![link(leaf, "a"), link(leaf, "a")],
     ] {
         let root = put(Data::directory(), links, &mut blocks);
-        assert!(export(&blocks, &root, &target, &mut |_| {}).is_err());
+        assert!(export(&blocks, &root, &target, Outward::Refuse, &mut |_| {}).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
@@ -314,16 +317,86 @@ fn nothing_is_packed_that_unpacks_outside() {
     let links = ["/etc/passwd", "..", "../b", "b/../../c", ""].map(&mut symlink);
     let names = ["..", ".", "", "../x", "/x", "a/b", "a\0"].map(|name| link(leaf, name));
     let archive = dir.path().join("out.tar.gz");
-    let packing = Packing { tar: true, gzip: Some(6) };
+    let packing = Packing { tar: true, outward: Outward::Refuse, gzip: Some(6) };
     for entry in links.into_iter().chain(names) {
         let told = format!("{entry:?}");
         let root = put(Data::directory(), vec![entry], &mut blocks);
         let packed = pack_to_file(&blocks, &root, "out", packing, &archive, &mut |_| {});
-        assert!(matches!(packed, Err(ReadError::Escapes { .. })), "{told}: {packed:?}");
-        let exported = export(&blocks, &root, &dir.path().join("out"), &mut |_| {});
-        assert!(matches!(exported, Err(ReadError::Escapes { .. })), "{told}: {exported:?}");
+        let refused = |error| matches!(error, Err(ReadError::Escapes { .. } | ReadError::LeadsOut { .. }));
+        assert!(refused(packed), "{told}");
+        let exported = export(&blocks, &root, &dir.path().join("out"), Outward::Refuse, &mut |_| {});
+        assert!(refused(exported), "{told}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
+}
+
+/// A tree with links that lead out is written without them, or with them, and in no case through them.
+#[test]
+fn links_that_lead_out_are_left_out_or_kept_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut blocks = MemoryBlocks::default();
+    let leaf = file(b"x", &Profile::V1_2025, &mut blocks).root;
+    let away = put(Data::symlink(Bytes::from_static(b"/usr/bin/python3")), vec![], &mut blocks);
+    let nul = put(Data::symlink(Bytes::from_static(b"/a\0b")), vec![], &mut blocks);
+    let sub = put(Data::directory(), vec![link(leaf, "f")], &mut blocks);
+    let root = put(Data::directory(), vec![link(away, "python"), link(leaf, "x")], &mut blocks);
+    let target = dir.path().join("out");
+    let refused = export(&blocks, &root, &target, Outward::Refuse, &mut |_| {}).unwrap_err();
+    assert!(refused.to_string().contains("\"python\""), "{refused}");
+    export(&blocks, &root, &target, Outward::Skip, &mut |_| {}).unwrap();
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 1);
+    fs::remove_dir_all(&target).unwrap();
+    export(&blocks, &root, &target, Outward::Keep, &mut |_| {}).unwrap();
+    assert_eq!(fs::read_link(target.join("python")).unwrap(), Path::new("/usr/bin/python3"));
+    fs::remove_dir_all(&target).unwrap();
+    for links in
+        [vec![link(away, "a"), link(sub, "a")], vec![link(away, "a"), link(leaf, "a")], vec![link(nul, "a")]]
+    {
+        let root = put(Data::directory(), links, &mut blocks);
+        let packing = Packing { tar: true, outward: Outward::Keep, gzip: None };
+        assert!(export(&blocks, &root, &target, Outward::Keep, &mut |_| {}).is_err());
+        assert!(pack_to_file(&blocks, &root, "out", packing, &target, &mut |_| {}).is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
+
+/// A small DAG whose paths would be long and many is refused without unfolding it.
+#[test]
+fn names_and_depths_that_no_file_system_has_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut blocks = MemoryBlocks::default();
+    let leaf = file(b"x", &Profile::V1_2025, &mut blocks).root;
+    let long = put(Data::directory(), vec![link(leaf, &"a".repeat(256))], &mut blocks);
+    let mut deep = put(Data::directory(), vec![link(leaf, "x")], &mut blocks);
+    for _ in 0..3000 {
+        deep = put(Data::directory(), vec![link(deep, "d")], &mut blocks);
+    }
+    for (root, told) in [(long, "256 bytes"), (deep, "deeper")] {
+        let mut out = io::sink();
+        let packing = Packing { tar: true, outward: Outward::Refuse, gzip: None };
+        let error = pack(&blocks, &root, "out", packing, &mut out, &mut |_| {}).unwrap_err();
+        assert!(error.to_string().contains(told), "{error}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// What a killed process left of a target goes when it is written again, and not while somebody writes it.
+#[test]
+fn what_was_left_half_written_goes_with_the_next_try() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut blocks = MemoryBlocks::default();
+    let leaf = file(b"x", &Profile::V1_2025, &mut blocks).root;
+    let target = dir.path().join("out");
+    let writing = export::Partial::beside(&target).unwrap();
+    fs::create_dir(&writing.path).unwrap();
+    fs::write(writing.path.join("half"), b"ha").unwrap();
+    let busy = export(&blocks, &leaf, &target, Outward::Refuse, &mut |_| {});
+    assert!(matches!(busy, Err(ReadError::Busy(_))), "{busy:?}");
+    // Killed: its lock goes, its files stay.
+    rustix::fs::flock(&writing._locked, rustix::fs::FlockOperation::Unlock).unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    export(&blocks, &leaf, &target, Outward::Refuse, &mut |_| {}).unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
 /// Everything is recorded and written back, but for the bits that let a file run as its owner.
@@ -349,7 +422,7 @@ fn modes_and_times_come_back() {
         let mut blocks = MemoryBlocks::default();
         let made = import_path(&source, &profile, &options, &mut blocks, &mut |_| {}).unwrap();
         let target = dir.path().join("target");
-        export(&blocks, &made.root, &target, &mut |_| {}).unwrap();
+        export(&blocks, &made.root, &target, Outward::Refuse, &mut |_| {}).unwrap();
         let again = import_path(&target, &profile, &options, &mut blocks, &mut |_| {}).unwrap();
         assert_eq!(again, made);
         fs::set_permissions(target.join("docs"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -361,11 +434,11 @@ fn modes_and_times_come_back() {
     let risky = Data { mode: Some(0o104_755), ..Data::file(0, vec![]) };
     let cid = put(risky, vec![], &mut blocks);
     let target = dir.path().join("risky");
-    export(&blocks, &cid, &target, &mut |_| {}).unwrap();
+    export(&blocks, &cid, &target, Outward::Refuse, &mut |_| {}).unwrap();
     assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o7777, 0o755);
     let forever = UnixTime { seconds: Some(0), nanoseconds: Some(1_000_000_000) };
     let cid = put(Data { mtime: Some(forever), ..Data::file(0, vec![]) }, vec![], &mut blocks);
-    let refused = export(&blocks, &cid, &dir.path().join("forever"), &mut |_| {});
+    let refused = export(&blocks, &cid, &dir.path().join("forever"), Outward::Refuse, &mut |_| {});
     assert!(matches!(refused, Err(ReadError::UnixFs { .. })), "{refused:?}");
 }
 
@@ -382,7 +455,7 @@ fn archives_hold_the_tree() {
     for gzip in [None, Some(1)] {
         let archive = dir.path().join("archive");
         let mut written = 0;
-        let packing = Packing { tar: true, gzip };
+        let packing = Packing { tar: true, outward: Outward::Refuse, gzip };
         pack_to_file(&blocks, &made.root, "top", packing, &archive, &mut |done| written = done).unwrap();
         assert_eq!(written, made.size);
         let again = pack_to_file(&blocks, &made.root, "top", packing, &archive, &mut |_| {});
@@ -402,7 +475,7 @@ fn archives_hold_the_tree() {
     // A file by itself, compressed and no archive.
     let cid = resolve(&blocks, &made.root, "docs/ü/größe.txt").unwrap();
     let mut packed = Vec::new();
-    let packing = Packing { tar: false, gzip: Some(9) };
+    let packing = Packing { tar: false, outward: Outward::Refuse, gzip: Some(9) };
     pack(&blocks, &cid, "unused", packing, &mut packed, &mut |_| {}).unwrap();
     let mut text = Vec::new();
     flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut text).unwrap();
@@ -413,7 +486,7 @@ fn archives_hold_the_tree() {
     ));
     blocks.remove(&cid);
     let archive = dir.path().join("archive");
-    let packing = Packing { tar: true, gzip: None };
+    let packing = Packing { tar: true, outward: Outward::Refuse, gzip: None };
     let missing = pack_to_file(&blocks, &made.root, "top", packing, &archive, &mut |_| {});
     assert!(matches!(missing, Err(ReadError::Missing(lost)) if lost == cid), "{missing:?}");
     assert!(!archive.exists());
@@ -439,7 +512,7 @@ fn forged_tries_are_refused() {
         }
         assert!(matches!(ls(&blocks, &at), Err(ReadError::Inconsistent { .. })));
         let target = tempfile::tempdir().unwrap();
-        assert!(export(&blocks, &at, &target.path().join("out"), &mut |_| {}).is_err());
+        assert!(export(&blocks, &at, &target.path().join("out"), Outward::Refuse, &mut |_| {}).is_err());
     }
     let mut at = leaf;
     for _ in 0..20 {

@@ -116,6 +116,15 @@ impl Ingest {
             // What is kept for others must not hang on a file of the user's.
             return Ok(self.class != Class::Hosted && self.shared.rely_on_place(cid)?);
         };
+        if meta.class == Class::Cache
+            && self.class != Class::Cache
+            && !self.read_only
+            && let Some(data) = self.shared.read(&self.shared.db()?.0, cid)?
+        {
+            // It goes onto the books of whoever wants it for good.
+            self.put(cid, data)?;
+            return Ok(true);
+        }
         self.needs_flush |= self.shared.has_unflushed();
         self.totals.blocks += 1;
         self.totals.bytes += u64::from(meta.size);

@@ -348,17 +348,18 @@ impl Store {
         Ok(found)
     }
 
-    /// Checks that a block still lies at its place.
-    pub fn check_place(&self, block: &LocatedBlock) -> Result<(), StoreError> {
-        let row = self.state().get(&PLACES, &place_key(block))?;
+    /// Checks that a block still lies at its place, and forgets the place if it does not and it is to be removed, unless
+    /// somebody came to rely on a place meanwhile.
+    pub fn check_place(&self, block: &LocatedBlock, remove: bool) -> Result<(), StoreError> {
+        let uses = self.shared.places.uses();
         // Forgotten meanwhile: nothing is wrong with that.
-        row.map_or(Ok(()), |row| row.read(&block.cid, &block.path).map(drop))
-    }
-
-    /// Forgets a place.
-    pub fn forget_place(&self, block: &LocatedBlock) -> Result<(), StoreError> {
-        let mut batch = self.state().batch();
-        batch.delete(&PLACES, &place_key(block))?;
-        Ok(self.state().commit(batch)?)
+        let Some(row) = self.state().get(&PLACES, &place_key(block))? else { return Ok(()) };
+        let checked = row.read(&block.cid, &block.path).map(drop);
+        if remove && matches!(checked, Err(StoreError::NotInFile { .. })) {
+            let mut batch = self.state().batch();
+            batch.delete(&PLACES, &place_key(block))?;
+            self.shared.forget_places(batch, Some(uses))?;
+        }
+        checked
     }
 }

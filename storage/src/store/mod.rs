@@ -144,6 +144,8 @@ struct Shared {
     left: Mutex<Vec<directories::Left>>,
     /// What the block databases may take.
     budget: Budget,
+    /// Held by whoever walks the pins to see what they lack.
+    examining: Mutex<()>,
     /// Batches put and blocks read so far, so that a collection notices when others are busy.
     calls: AtomicU64,
     /// Whether collections shall end.
@@ -212,6 +214,7 @@ impl Store {
             collecting: Mutex::new(()),
             left: Mutex::new(Vec::new()),
             budget,
+            examining: Mutex::new(()),
             calls: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             marks_path,

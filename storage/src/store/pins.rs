@@ -108,6 +108,12 @@ impl Pin {
     pub fn has_expired(&self, now: u64) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
     }
+
+    /// This one with what an older one of the same id has and it has not.
+    fn over(&self, old: Pin) -> Pin {
+        let later = self.expires.zip(old.expires).map(|(new, old)| new.max(old));
+        Pin { name: self.name.clone().or(old.name), expires: later, ..self.clone() }
+    }
 }
 
 /// A pin as it is kept: with the number of its list pages.
@@ -147,6 +153,14 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// [`pin`](Self::pin) without taking anything away: a name that is not given now and a later end stay as they were.
+    pub fn renew_pin(&self, batch: &mut Batch, pin: &Pin) -> Result<(), StoreError> {
+        match self.pin_get(&pin.id)? {
+            Some(old) => self.pin(batch, &pin.over(old)),
+            None => self.pin(batch, pin),
+        }
     }
 
     /// Adds or replaces a list pin over `blocks`, with the batch. Blocks that are not here yet are kept once they

@@ -14,6 +14,7 @@ use super::rocks::{Counter, Log, Meta, is_damage};
 use super::volumes::{Place, Volumes};
 use super::write::Fault;
 use super::{Shared, Store, key};
+use crate::db::DbError;
 use crate::{StoreError, hash};
 
 /// Threads that read and hash a page: while one waits for the disk, others hash.
@@ -39,6 +40,8 @@ pub struct ScrubPage {
     pub bytes: u64,
     /// Those found damaged; they are put aside.
     pub damaged: Vec<Cid>,
+    /// Those that the disk did not give. They are left as they are: it may be a loose cable.
+    pub unreadable: u64,
     /// Blocks that are well, but whose metadata was damaged; it is written anew, as that of own data.
     pub reindexed: u64,
     /// Where the next page begins; `None` at the end.
@@ -121,6 +124,7 @@ impl Store {
             page.checked += part.checked;
             page.bytes += part.bytes;
             page.reindexed += part.reindexed;
+            page.unreadable += part.unreadable;
             page.damaged.extend(part.damaged);
         }
         page.damaged.sort_unstable();
@@ -144,6 +148,13 @@ impl Store {
                 // Collected meanwhile, or well.
                 Ok(_) => false,
                 Err(StoreError::Corrupt { .. }) => true,
+                Err(StoreError::Db(error @ DbError::Rocks { .. })) => {
+                    if page.unreadable == 0 {
+                        tracing::error!(cid = %block.cid, %error, "a stored block cannot be read; the others are");
+                    }
+                    page.unreadable += 1;
+                    false
+                }
                 Err(error) => return Err(error),
             };
             if damaged {

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::gc::Marks;
 use super::graph::{children, has_links, walk_bit};
 use super::scrub::ScrubPage;
-use super::{Pin, PinKind, Shared, Store, key};
+use super::{Pin, PinId, PinKind, Shared, Store, key};
 use crate::{StoreError, hash};
 
 /// Blocks read and hashed between two looks at the clock.
@@ -32,6 +32,8 @@ pub struct Verified {
     pub bytes: u64,
     /// Those that did not match and were put aside now.
     pub damaged: u64,
+    /// Those that the disk did not give.
+    pub unreadable: u64,
     /// Those that are well, but whose metadata was damaged and is written anew.
     pub reindexed: u64,
 }
@@ -69,6 +71,7 @@ impl Store {
             found.checked += page.checked;
             found.bytes += page.bytes;
             found.damaged += page.damaged.len() as u64;
+            found.unreadable += page.unreadable;
             found.reindexed += page.reindexed;
             next = page.next;
             if next.is_none() || !progress(found.bytes) {
@@ -84,26 +87,45 @@ impl Store {
     /// The pins that lack blocks, handed to `tell` one by one, and how many there are. Blocks that nobody could tell are
     /// damaged without reading them are found by [`verify`](Self::verify).
     pub fn examine(&self, tell: &mut dyn FnMut(Incomplete)) -> Result<u64, StoreError> {
-        let mut whole = Marks::new(self.shared.marks_path.with_extension("whole"));
+        let _only = self.shared.examining.lock();
+        let mut whole = self.marks_of_whole();
         let (mut after, mut incomplete) = (None, 0);
         loop {
             let pins = self.pins_after(after.as_ref(), "", PIN_PAGE)?;
             let Some(last) = pins.last() else { return Ok(incomplete) };
             after = Some(last.id.clone());
             for pin in pins {
-                let mut lacks = Vec::new();
-                match pin.kind {
-                    PinKind::Recursive => self.examine_dag(pin.root, &mut whole, &mut lacks)?,
-                    PinKind::Direct if !self.is_here(&pin.root)? => lacks.push(pin.root),
-                    PinKind::Direct => {}
-                    PinKind::List => self.examine_list(&pin, &mut lacks)?,
-                }
-                if !lacks.is_empty() {
+                if let Some(found) = self.examine_pin(pin, &mut whole)? {
                     incomplete += 1;
-                    tell(Incomplete { pin, lacks });
+                    tell(found);
                 }
             }
         }
+    }
+
+    /// What one pin lacks, as it is by now; `None` when it lacks nothing, or is no more.
+    pub fn examine_one(&self, id: &PinId) -> Result<Option<Incomplete>, StoreError> {
+        let _only = self.shared.examining.lock();
+        match self.pin_get(id)? {
+            Some(pin) => self.examine_pin(pin, &mut self.marks_of_whole()),
+            None => Ok(None),
+        }
+    }
+
+    /// Of those there is one set at a time.
+    fn marks_of_whole(&self) -> Marks {
+        Marks::new(self.shared.marks_path.with_extension("whole"))
+    }
+
+    fn examine_pin(&self, pin: Pin, whole: &mut Marks) -> Result<Option<Incomplete>, StoreError> {
+        let mut lacks = Vec::new();
+        match pin.kind {
+            PinKind::Recursive => self.examine_dag(pin.root, whole, &mut lacks)?,
+            PinKind::Direct if !self.is_here(&pin.root)? => lacks.push(pin.root),
+            PinKind::Direct => {}
+            PinKind::List => self.examine_list(&pin, &mut lacks)?,
+        }
+        Ok((!lacks.is_empty()).then_some(Incomplete { pin, lacks }))
     }
 
     /// A list keeps what is here of it, so only what was here and is damaged is lacking.

@@ -51,7 +51,7 @@ async fn ls(State(node): State<Arc<Node>>, query: RawQuery) -> Result<Response, 
 }
 
 async fn verify(State(node): State<Arc<Node>>, query: RawQuery) -> Result<Response, ApiError> {
-    told(&node, query, |store, block| match store.check_place(block) {
+    told(&node, query, |store, block| match store.check_place(block, false) {
         Ok(()) => Ok((OK, String::new())),
         Err(StoreError::NotInFile { problem, path, .. }) => {
             let status = match () {

@@ -36,7 +36,7 @@ impl Target {
             torrent.record(store, ingest, &mut batch)?;
         }
         for pin in pins {
-            store.pin(&mut batch, &pin)?;
+            store.renew_pin(&mut batch, &pin)?;
         }
         match self {
             Target::Store(ingest) => ingest.finish(batch),

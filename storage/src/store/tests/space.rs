@@ -139,3 +139,28 @@ fn expired_pins_go_and_lists_are_replaced_whole() {
     let mut batch = store.state().batch();
     assert!(matches!(store.pin(&mut batch, &rented), Err(StoreError::NoSuchPin(_))));
 }
+
+#[test]
+fn what_is_kept_moves_from_the_cache_to_whoever_keeps_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let quota = Quota { own: Some(6000), ..Quota::default() };
+    let store = Store::open(StoreOptions { quota, ..options(dir.path()) }).unwrap();
+    let (fits, too_much) = (block(1, 5000), block(2, 5000));
+    let mut ingest = store.ingest(Class::Cache).unwrap();
+    for (cid, data) in [&fits, &too_much] {
+        ingest.put(cid, data.clone()).unwrap();
+    }
+    ingest.finish(store.state().batch()).unwrap();
+    let keep = |cid: &Cid| {
+        let mut ingest = store.ingest(Class::Own).unwrap();
+        assert!(ingest.keep(cid).unwrap());
+        let mut batch = store.state().batch();
+        store.pin(&mut batch, &pin("p", PinKind::Direct, *cid)).unwrap();
+        ingest.finish(batch)
+    };
+    keep(&fits.0).unwrap();
+    assert_eq!((usage(&store, Class::Cache).0, usage(&store, Class::Own).0), (5000, 5000));
+    let refused = keep(&too_much.0).unwrap_err();
+    assert!(matches!(refused, StoreError::QuotaExceeded { .. }), "{refused}");
+    assert_eq!((usage(&store, Class::Cache).0, usage(&store, Class::Own).0), (5000, 5000));
+}
