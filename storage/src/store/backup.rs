@@ -41,8 +41,10 @@ impl Store {
         let _no_collection = self.shared.collecting.lock();
         let copied = self.copy_to(dir);
         if copied.is_err() {
-            let blocks = self.shared.db()?.0.iter().map(|volume| copy_name(volume.id)).collect::<Vec<_>>();
-            for part in blocks.into_iter().chain([PathBuf::from("state")]) {
+            let names =
+                self.shared.db().map(|(db, _)| db.iter().map(|volume| copy_name(volume.id)).collect());
+            let names: Vec<PathBuf> = names.unwrap_or_default();
+            for part in names.into_iter().chain([PathBuf::from("state")]) {
                 // The error that is told is the one that ended the copy.
                 let _ = std::fs::remove_dir_all(dir.join(part));
             }

@@ -91,6 +91,9 @@ impl Store {
             if window.is_empty() {
                 return Ok(());
             }
+            if self.shared.is_stopping() {
+                return Err(drain.stopped());
+            }
             let mut copied = Vec::new();
             let (volumes, _) = self.shared.db()?;
             for row in window {
@@ -99,7 +102,9 @@ impl Store {
                 }
             }
             drop(volumes);
-            drain.move_window(&copied)?;
+            if !copied.is_empty() {
+                drain.move_window(&copied)?;
+            }
         }
     }
 }
