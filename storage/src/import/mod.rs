@@ -25,6 +25,7 @@ mod edit;
 mod options;
 mod pipeline;
 mod profile;
+mod small;
 #[cfg(test)]
 mod store_tests;
 #[cfg(test)]
@@ -220,7 +221,9 @@ fn observed(
     std::thread::scope(|scope| {
         let mut sink = Counting { sink, blocks: 0 };
         let pipeline = Pipeline::new(scope, profile);
-        run(tree::Importer { profile, options, sink: &mut sink, progress, observer, pipeline, done: 0 })
+        let ahead = small::Ahead::new(scope, profile, options);
+        let sink = &mut sink;
+        run(tree::Importer { profile, options, sink, progress, observer, pipeline, ahead, done: 0 })
     })
 }
 

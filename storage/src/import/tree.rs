@@ -16,6 +16,7 @@ use rustix::fs::OFlags;
 use super::builder::WholeFile;
 use super::directory::put_directory;
 use super::pipeline::{Failure, Pipeline};
+use super::small::{Ahead, Queue, Small};
 use super::{Counting, ImportError, ImportOptions, Imported, Leaf, Observer, Profile, import_symlink};
 use crate::unixfs::DirLink;
 
@@ -27,6 +28,7 @@ pub(super) struct Importer<'a, 's, 'scope, 'env> {
     pub(super) progress: &'a mut dyn FnMut(u64),
     pub(super) observer: &'a mut dyn Observer,
     pub(super) pipeline: Pipeline<'scope, 'env>,
+    pub(super) ahead: Ahead<'scope, 'env>,
     /// Content bytes of the files that are complete.
     pub(super) done: u64,
 }
@@ -36,6 +38,8 @@ struct Frame {
     path: PathBuf,
     /// Entries still to come, in order.
     names: std::vec::IntoIter<String>,
+    /// Small files among them that are being read.
+    queue: Queue,
     /// Entries done.
     links: Vec<DirLink>,
     metadata: crate::unixfs::Metadata,
@@ -94,7 +98,15 @@ impl Importer<'_, '_, '_, '_> {
         let mut stack = vec![self.open_directory(path.to_owned(), metadata, &[])?];
         loop {
             let frame = stack.last_mut().expect("the loop returns with its last directory");
+            let small = self.ahead.next(&mut frame.queue, &frame.path, frame.names.as_slice());
             if let Some(name) = frame.names.next() {
+                if let Some(small) = small {
+                    names.push(name);
+                    let file = self.small(small, names)?;
+                    let name = names.pop().expect("pushed above");
+                    frame.links.push(DirLink { name, cid: file.root, tsize: file.dag_size });
+                    continue;
+                }
                 let path = frame.path.join(&name);
                 let metadata = self.options.look_at(&path)?;
                 names.push(name);
@@ -137,6 +149,7 @@ impl Importer<'_, '_, '_, '_> {
         Ok(Frame {
             names: list(&path, self.options, below)?.into_iter(),
             path,
+            queue: Queue::default(),
             links: Vec::new(),
             metadata: self.options.metadata(metadata),
             place: (metadata.dev(), metadata.ino()),
@@ -173,6 +186,22 @@ impl Importer<'_, '_, '_, '_> {
         let done = import_symlink(target.clone(), self.profile, &metadata, self.sink)?;
         self.observer.symlink(names, &target, &done.root);
         Ok((done.root, done.dag_size))
+    }
+
+    /// A small file that was read ahead.
+    fn small(&mut self, file: Small, names: &[String]) -> Result<Imported, ImportError> {
+        let size = file.leaf.content.len() as u64;
+        self.observer.file_start(names, Some(size));
+        let mut whole = WholeFile::new(self.profile, self.options.metadata(&file.metadata));
+        let blocks = self.sink.blocks;
+        whole.leaf(&file.leaf, file.block, self.sink)?;
+        self.observer.leaf(&file.leaf);
+        let mut imported = whole.finish(self.sink)?;
+        imported.blocks = self.sink.blocks - blocks;
+        self.done = self.done.checked_add(size).ok_or(ImportError::TooLarge)?;
+        (self.progress)(self.done);
+        self.observer.file_end(&imported);
+        Ok(imported)
     }
 
     fn file(&mut self, path: &Path, names: &[String]) -> Result<Imported, ImportError> {
@@ -314,7 +343,7 @@ fn last_component(path: &Path) -> Result<String, ImportError> {
 }
 
 /// Opens a regular file, and nothing that took its place since it was listed.
-fn open_file(path: &Path, follow: bool) -> Result<(File, Metadata), ImportError> {
+pub(super) fn open_file(path: &Path, follow: bool) -> Result<(File, Metadata), ImportError> {
     let read = |source: io::Error| ImportError::Read { path: path.to_owned(), source };
     // Not through a symlink unless links are followed, and without waiting for the other end of a pipe.
     let flags = if follow { OFlags::NONBLOCK } else { OFlags::NOFOLLOW | OFlags::NONBLOCK }.bits();
@@ -329,6 +358,6 @@ fn open_file(path: &Path, follow: bool) -> Result<(File, Metadata), ImportError>
 }
 
 /// What is different after a file was written to.
-fn state(metadata: &Metadata) -> (u64, i64, i64) {
+pub(super) fn state(metadata: &Metadata) -> (u64, i64, i64) {
     (metadata.len(), metadata.mtime(), metadata.mtime_nsec())
 }

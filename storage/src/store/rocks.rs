@@ -36,6 +36,9 @@ const FAMILIES: [&str; 3] = [TOTALS, BLOCKS, META];
 
 /// Write buffers of a family in memory, the one being filled included.
 const BUFFERS: i32 = 2;
+/// Flushed tables that wait to be merged: a look-up asks the filter of each, a merge rewrites the keys of all. With RocksDB's
+/// four, merging took an eighth of the time of adding small files.
+const UNSORTED: i32 = 8;
 /// Values below this stay in the tree: a blob file entry costs more than it saves for tiny ones.
 const MIN_BLOB: u64 = 1 << 10;
 /// Largest blob file, in bytes. One live blob pins its whole file, so it must not be large.
@@ -497,6 +500,7 @@ fn family_options(name: &str, budget: &Budget) -> Options {
     options.set_compression_type(DBCompressionType::None);
     options.set_write_buffer_size(budget.buffer());
     options.set_max_write_buffer_number(BUFFERS);
+    options.set_level_zero_file_num_compaction_trigger(UNSORTED);
     match name {
         BLOCKS => {
             options.set_enable_blob_files(true);

@@ -1,0 +1,239 @@
+//! Small files, read and hashed ahead of the walk.
+//!
+//! The walk takes the entries of a directory one after another. Opening, reading and hashing a small file takes most of its
+//! time, and little of that is hashing, so the chunks' threads of [`super::pipeline`] are of no use here. Instead the next
+//! entries of the directory are given to other threads, some at a time, and their answers are taken in the order of the
+//! entries. Whatever is not a small file, or cannot be read, the walk looks at by itself as if nobody had.
+//!
+//! What lies ready is bounded over all directories that the walk is in.
+
+use std::collections::VecDeque;
+use std::fs::{self, Metadata};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::{self, Scope};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::tree::{open_file, state};
+use super::{Chunker, ImportOptions, Leaf, Profile};
+
+/// Files of up to so many bytes are small.
+const SMALL: u64 = 32 << 10;
+/// Entries that a thread is given at once: one by one, handing them over would take as long as reading them.
+const RUN: usize = 16;
+/// Runs of entries that are out or not used up: at most 8 MiB of content.
+const RUNS: usize = 16;
+/// Of these, runs of one directory, so that those below it get some too.
+const RUNS_EACH: usize = 8;
+/// Most reading threads: the walk and the sink are then slower than they are.
+const MAX_READERS: usize = 2;
+
+/// A small file as it was read.
+pub(super) struct Small {
+    pub(super) metadata: Metadata,
+    pub(super) leaf: Leaf,
+    pub(super) block: Bytes,
+}
+
+/// What became of entries, in their order; `None` for those that the walk must look at.
+type Answer = Vec<Option<Small>>;
+
+struct Job {
+    paths: Vec<PathBuf>,
+    answer: SyncSender<Answer>,
+}
+
+/// The reading threads of one import, started when first needed.
+pub(super) struct Ahead<'scope, 'env> {
+    scope: &'scope Scope<'scope, 'env>,
+    /// `None` if files are not to be read ahead.
+    profile: Option<Profile>,
+    follow: bool,
+    jobs: Option<Sender<Job>>,
+    /// Runs that are out or not used up.
+    runs: usize,
+}
+
+/// What is read ahead of one directory.
+#[derive(Default)]
+pub(super) struct Queue {
+    runs: VecDeque<Receiver<Answer>>,
+    current: std::vec::IntoIter<Option<Small>>,
+    /// Whether `current` is of a run that counts.
+    counts: bool,
+    /// Entries given out that the walk has not come to.
+    given: usize,
+}
+
+impl<'scope, 'env> Ahead<'scope, 'env> {
+    pub(super) fn new(
+        scope: &'scope Scope<'scope, 'env>,
+        profile: &Profile,
+        options: &ImportOptions,
+    ) -> Self {
+        // A small file must be one chunk, and come from its bytes alone.
+        let is_whole = matches!(profile.chunker(), Chunker::Size(size) if u64::from(size) >= SMALL);
+        let profile = (is_whole && !options.in_place).then_some(*profile);
+        Ahead { scope, profile, follow: options.follow_links, jobs: None, runs: 0 }
+    }
+
+    /// The next entry of the directory at `path`, if it was read ahead; `rest` are the names of this and all that follow.
+    pub(super) fn next(&mut self, queue: &mut Queue, path: &Path, rest: &[String]) -> Option<Small> {
+        self.give_out(queue, path, rest);
+        if queue.given == 0 {
+            return None;
+        }
+        queue.given -= 1;
+        if queue.current.len() == 0 {
+            self.used_up(queue);
+            queue.current = queue.runs.pop_front()?.recv().unwrap_or_default().into_iter();
+            queue.counts = true;
+        }
+        let next = queue.current.next().flatten();
+        if queue.current.len() == 0 {
+            self.used_up(queue);
+        }
+        next
+    }
+
+    fn used_up(&mut self, queue: &mut Queue) {
+        self.runs -= usize::from(std::mem::take(&mut queue.counts));
+    }
+
+    /// Gives out what of the directory there is room for.
+    fn give_out(&mut self, queue: &mut Queue, path: &Path, rest: &[String]) {
+        let Some(profile) = self.profile else { return };
+        while self.runs < RUNS && queue.runs.len() < RUNS_EACH {
+            let names = &rest[queue.given..];
+            // A few are not worth a thread.
+            if names.is_empty() || (self.jobs.is_none() && names.len() < RUN) {
+                return;
+            }
+            let paths: Vec<PathBuf> = names.iter().take(RUN).map(|name| path.join(name)).collect();
+            queue.given += paths.len();
+            let (answer, answered) = sync_channel(1);
+            let jobs = match &self.jobs {
+                Some(jobs) => jobs,
+                None => self.jobs.insert(start(self.scope, profile, self.follow)),
+            };
+            jobs.send(Job { paths, answer }).expect("the threads live as long as their import");
+            queue.runs.push_back(answered);
+            self.runs += 1;
+        }
+    }
+}
+
+fn start<'scope>(scope: &'scope Scope<'scope, '_>, profile: Profile, follow: bool) -> Sender<Job> {
+    let (jobs, queue) = channel::<Job>();
+    let queue = Arc::new(Mutex::new(queue));
+    for _ in 0..thread::available_parallelism().map_or(1, usize::from).min(MAX_READERS) {
+        let queue = queue.clone();
+        scope.spawn(move || {
+            loop {
+                let job = queue.lock().recv();
+                let Ok(Job { paths, answer }) = job else { return };
+                // A walk that gave up is not listening any more.
+                let _ = answer.send(paths.iter().map(|path| read(path, &profile, follow)).collect());
+            }
+        });
+    }
+    jobs
+}
+
+/// A small regular file that did not change while it was read; the walk finds out what anything else is.
+fn read(path: &Path, profile: &Profile, follow: bool) -> Option<Small> {
+    let found = if follow { fs::metadata(path) } else { fs::symlink_metadata(path) };
+    // A file that tells no size may have content all the same.
+    let small = |metadata: &Metadata| metadata.is_file() && (1..=SMALL).contains(&metadata.len());
+    found.ok().filter(small)?;
+    let (mut file, metadata) = open_file(path, follow).ok()?;
+    if !small(&metadata) {
+        return None;
+    }
+    let mut content = vec![0; metadata.len() as usize];
+    file.read_exact(&mut content).ok()?;
+    let after = file.metadata().ok()?;
+    if state(&metadata) != state(&after) {
+        return None;
+    }
+    let content = Bytes::from(content);
+    let (cid, block) = profile.leaf(&content);
+    let leaf = Leaf { cid, offset: 0, content, block_len: block.len() as u64 };
+    Some(Small { metadata, leaf, block })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::os::unix::fs::symlink;
+
+    use cid::Cid;
+
+    use super::super::{DirBuilder, import_path};
+    use super::*;
+    use crate::{BlockSink, StoreError};
+
+    #[derive(Default)]
+    struct Kept(HashMap<Cid, Bytes>);
+
+    impl BlockSink for Kept {
+        fn put(&mut self, cid: &Cid, data: Bytes) -> Result<(), StoreError> {
+            self.0.insert(*cid, data);
+            Ok(())
+        }
+    }
+
+    /// Directories of every mixture of small, empty, large and other entries are what their entries make one by one.
+    #[test]
+    fn a_tree_read_ahead_is_the_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = ImportOptions::default();
+        for profile in Profile::ALL {
+            let (mut whole, mut single) = (Kept::default(), Kept::default());
+            let root = dir.path().join(profile.name());
+            let mut expected = DirBuilder::new(&profile);
+            for number in 0..400u32 {
+                let names = match number % 3 {
+                    0 => vec!["a".to_owned(), format!("{:02}", number % 40), format!("{number:03}")],
+                    1 => vec!["b".to_owned(), format!("{number:03}")],
+                    _ => vec![format!("{number:03}")],
+                };
+                let path = names.iter().fold(root.clone(), |path, name| path.join(name));
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                match number % 7 {
+                    0 => fs::write(&path, b"").unwrap(),
+                    1 => fs::write(&path, vec![number as u8; SMALL as usize + number as usize % 2]).unwrap(),
+                    2 if number % 5 == 0 => fs::write(&path, vec![7; (1 << 20) + 1]).unwrap(),
+                    _ => fs::write(&path, format!("file {number}")).unwrap(),
+                }
+                let file = import_path(&path, &profile, &options, &mut single, &mut |_| {}).unwrap();
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                expected.add(&names, &file).unwrap();
+            }
+            let expected = expected.finish(&mut single).unwrap();
+            let done = import_path(&root, &profile, &options, &mut whole, &mut |_| {}).unwrap();
+            assert_eq!((done.root, done.size), (expected.root, expected.size), "{}", profile.name());
+            assert_eq!(whole.0, single.0, "the same blocks are stored");
+        }
+    }
+
+    #[test]
+    fn what_is_no_small_file_is_left_to_the_walk() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("small"), b"content").unwrap();
+        fs::write(at("empty"), b"").unwrap();
+        fs::write(at("large"), vec![0; SMALL as usize + 1]).unwrap();
+        fs::create_dir(at("directory")).unwrap();
+        symlink("small", at("link")).unwrap();
+        let is_read = |name: &str, follow| read(&at(name), &Profile::V1_2025, follow).is_some();
+        assert!(is_read("small", false) && is_read("link", true));
+        for name in ["empty", "large", "directory", "link", "absent"] {
+            assert!(!is_read(name, false), "{name}");
+        }
+    }
+}
