@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 use reed_solomon_simd::{ReedSolomonDecoder, ReedSolomonEncoder};
-use sha2::{Digest, Sha256};
 
 use super::COLUMN;
+use crate::hash;
 
 /// The bytes of a data shard as far as they are here: blocks by where they begin, gaps where blocks are lost.
 #[derive(Default)]
@@ -158,12 +158,19 @@ impl Encoder {
         let coded =
             on_threads(jobs.map(|(number, (lane, parity))| move || lane.code(data, number * range, parity)));
         coded.into_iter().collect::<Result<(), _>>()?;
-        let hashed = on_threads(parity.chunks(m.div_ceil(lanes)).map(|shards| {
-            || shards.iter().map(|shard| Sha256::digest(shard).into()).collect::<Vec<[u8; 32]>>()
+        let hashed = on_threads(parity.chunks(hashed_together(m, lanes)).map(|shards| {
+            let shards: Vec<&[u8]> = shards.iter().map(|shard| &shard[..]).collect();
+            move || hash::sha256_all(&shards)
         }));
         let digests = hashed.into_iter().flatten();
         Ok(digests.zip(parity).map(|(digest, shard)| (digest, self.give(shard))).collect())
     }
+}
+
+/// How many of m shards a thread hashes: a processor may do many at once in the time of some.
+fn hashed_together(m: usize, threads: usize) -> usize {
+    let share = m.div_ceil(threads);
+    if m < hash::lanes() { share } else { share.next_multiple_of(hash::lanes()) }
 }
 
 /// Runs jobs side by side, the last one on this thread; answers in the order of the jobs.

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, Stat};
 
 use super::ImportError;
 use crate::unixfs::Metadata;
@@ -54,10 +54,19 @@ impl ImportOptions {
 
     /// What is recorded of an entry. Symlinks have no mode of their own.
     pub(super) fn metadata(&self, of: &fs::Metadata) -> Metadata {
-        let mode = if self.preserve_mode { Some(of.mode()) } else { self.mode };
-        let nanoseconds = u32::try_from(of.mtime_nsec()).unwrap_or(0);
-        let mtime = if self.preserve_mtime { Some((of.mtime(), nanoseconds)) } else { self.mtime };
-        Metadata::new(mode.filter(|_| !of.is_symlink()), mtime)
+        let mode = Some(of.mode()).filter(|_| !of.is_symlink());
+        self.recorded(mode, of.mtime(), u32::try_from(of.mtime_nsec()).unwrap_or(0))
+    }
+
+    /// The same of a regular file, as the system tells it.
+    pub(super) fn metadata_of(&self, of: &Stat) -> Metadata {
+        self.recorded(Some(of.st_mode), of.st_mtime, u32::try_from(of.st_mtime_nsec).unwrap_or(0))
+    }
+
+    /// `mode`: `None` for what has none of its own.
+    fn recorded(&self, mode: Option<u32>, seconds: i64, nanoseconds: u32) -> Metadata {
+        let mtime = if self.preserve_mtime { Some((seconds, nanoseconds)) } else { self.mtime };
+        Metadata::new(mode.and_then(|mode| if self.preserve_mode { Some(mode) } else { self.mode }), mtime)
     }
 
     /// Whether the entry `name` of the directory at `below` (its components under the path given) may be taken;

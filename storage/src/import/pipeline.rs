@@ -1,8 +1,9 @@
 //! Chunks of a file, hashed on all cores and handed on in order.
 //!
-//! The importing thread cuts chunks and gives them to the workers in turn, and takes the hashes back in the same
-//! turn, so order needs no bookkeeping. A file of one chunk, and tiny chunks, are hashed on the spot: waking a thread
-//! costs more than hashing them. The threads start with the first larger file and end with the import.
+//! The importing thread cuts chunks and gives them to the workers in turn, as many at a time as a processor hashes at
+//! once, and takes the hashes back in the same turn, so order needs no bookkeeping. A file of one chunk, and tiny
+//! chunks, are hashed on the spot: waking a thread costs more than hashing them. The threads start with the first
+//! larger file and end with the import.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -14,12 +15,16 @@ use cid::Cid;
 
 use super::chunker::{Chunk, Splitter};
 use super::{ImportError, Leaf, Profile};
+use crate::hash;
 
-/// Bytes of chunks that may be between reading and the sink: enough to keep the workers busy while the sink works
-/// on a chunk, little enough not to count in a daemon's memory.
+/// Bytes of chunks that may be between reading and the sink where chunks are hashed one by one: enough to keep the
+/// workers busy while the sink works on a chunk, little enough not to count in a daemon's memory.
 const IN_FLIGHT_BYTES: usize = 8 << 20;
 /// Most chunks that may be, however small.
 const MAX_IN_FLIGHT: usize = 1024;
+/// Bytes of chunks that are hashed at once, at most. Two such groups may be between reading and the sink: one is hashed
+/// while the other is read or handed on.
+const GROUP_BYTES: usize = 16 << 20;
 /// Chunks of up to so many bytes are hashed by the thread that read them: handing one over takes as long.
 const HASHED_ON_THE_SPOT: usize = 8 << 10;
 /// Most hashing threads: reading and the sink, on one thread, are then slower than they are.
@@ -57,8 +62,8 @@ impl From<ImportError> for Failure {
 pub(super) type EachLeaf<'a> = dyn FnMut(Leaf, Bytes) -> Result<(), ImportError> + 'a;
 
 struct Worker {
-    blocks: SyncSender<Bytes>,
-    cids: Receiver<Cid>,
+    blocks: SyncSender<Vec<Bytes>>,
+    cids: Receiver<Vec<Cid>>,
 }
 
 /// Hashing threads of one import, started when first needed.
@@ -66,14 +71,31 @@ pub(super) struct Pipeline<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     profile: Profile,
     workers: Vec<Worker>,
-    /// Chunks that may be in flight.
+    /// Chunks that are given to a worker at a time.
+    group: usize,
+    /// Groups that may be in flight.
     window: usize,
+}
+
+/// Chunks of a file that are with the workers, in order.
+#[derive(Default)]
+struct InFlight {
+    groups: VecDeque<Vec<Chunk>>,
+    /// Whose turn it is to take a group, and to give one back.
+    turn_in: usize,
+    turn_out: usize,
+    /// Where the next chunk that comes back starts.
+    offset: u64,
 }
 
 impl<'scope, 'env> Pipeline<'scope, 'env> {
     pub(super) fn new(scope: &'scope Scope<'scope, 'env>, profile: &Profile) -> Self {
-        let window = (IN_FLIGHT_BYTES / profile.chunk_size()).clamp(MAX_WORKERS, MAX_IN_FLIGHT);
-        Pipeline { scope, profile: *profile, workers: Vec::new(), window }
+        let group = (GROUP_BYTES / profile.chunk_size()).clamp(1, hash::lanes());
+        let window = match group {
+            1 => (IN_FLIGHT_BYTES / profile.chunk_size()).clamp(MAX_WORKERS, MAX_IN_FLIGHT),
+            _ => 2,
+        };
+        Pipeline { scope, profile: *profile, workers: Vec::new(), group, window }
     }
 
     /// Cuts `reader` into leaves up to its end; an empty one has a single empty leaf. `size` is its length if that is
@@ -95,21 +117,23 @@ impl<'scope, 'env> Pipeline<'scope, 'env> {
             return self.run_here(splitter, first, each);
         }
         self.start_workers();
-        let mut in_flight: VecDeque<Chunk> = VecDeque::with_capacity(self.window);
-        let (mut turn_in, mut turn_out, mut offset) = (0usize, 0usize, 0u64);
-        let mut next = Some(first);
-        while let Some(chunk) = next {
-            let worker = &self.workers[turn_in % self.workers.len()];
-            worker.blocks.send(chunk.block.clone()).expect("a hashing thread lives as long as its import");
-            turn_in += 1;
-            in_flight.push_back(chunk);
-            if in_flight.len() == self.window {
-                offset = self.take(&mut in_flight, &mut turn_out, offset, each)?;
+        let mut in_flight = InFlight::default();
+        let mut group = vec![first];
+        while let Some(chunk) = splitter.next()? {
+            if group.len() == self.group {
+                self.give(&mut in_flight, std::mem::take(&mut group), each)?;
             }
-            next = splitter.next()?;
+            group.push(chunk);
         }
-        while !in_flight.is_empty() {
-            offset = self.take(&mut in_flight, &mut turn_out, offset, each)?;
+        // Too few to be hashed at once go to all workers.
+        let alone = group.len() < hash::WORTH;
+        let part = if alone { group.len().div_ceil(self.workers.len()) } else { group.len() };
+        while !group.is_empty() {
+            let rest = group.split_off(part.min(group.len()));
+            self.give(&mut in_flight, std::mem::replace(&mut group, rest), each)?;
+        }
+        while !in_flight.groups.is_empty() {
+            self.take(&mut in_flight, each)?;
         }
         Ok(())
     }
@@ -133,21 +157,33 @@ impl<'scope, 'env> Pipeline<'scope, 'env> {
         Ok(())
     }
 
-    /// Hands on the oldest chunk in flight; answers where the next one starts.
-    fn take(
+    /// Has a group of chunks hashed, when there is room for it.
+    fn give(
         &self,
-        in_flight: &mut VecDeque<Chunk>,
-        turn_out: &mut usize,
-        offset: u64,
+        in_flight: &mut InFlight,
+        group: Vec<Chunk>,
         each: &mut EachLeaf<'_>,
-    ) -> Result<u64, Failure> {
-        let Some(chunk) = in_flight.pop_front() else { return Ok(offset) };
-        let worker = &self.workers[*turn_out % self.workers.len()];
-        *turn_out += 1;
-        let cid = worker.cids.recv().expect("a hashing thread answers every block");
-        let len = chunk.content.len() as u64;
-        each(leaf(&chunk, cid, offset), chunk.block)?;
-        offset.checked_add(len).ok_or(Failure::Import(ImportError::TooLarge))
+    ) -> Result<(), Failure> {
+        let worker = &self.workers[in_flight.turn_in % self.workers.len()];
+        let blocks = group.iter().map(|chunk| chunk.block.clone()).collect();
+        worker.blocks.send(blocks).expect("a hashing thread lives as long as its import");
+        in_flight.turn_in += 1;
+        in_flight.groups.push_back(group);
+        if in_flight.groups.len() < self.window { Ok(()) } else { self.take(in_flight, each) }
+    }
+
+    /// Hands on the oldest group in flight.
+    fn take(&self, in_flight: &mut InFlight, each: &mut EachLeaf<'_>) -> Result<(), Failure> {
+        let Some(group) = in_flight.groups.pop_front() else { return Ok(()) };
+        let worker = &self.workers[in_flight.turn_out % self.workers.len()];
+        in_flight.turn_out += 1;
+        let cids = worker.cids.recv().expect("a hashing thread answers every group");
+        for (chunk, cid) in group.into_iter().zip(cids) {
+            let len = chunk.content.len() as u64;
+            each(leaf(&chunk, cid, in_flight.offset), chunk.block)?;
+            in_flight.offset = in_flight.offset.checked_add(len).ok_or(ImportError::TooLarge)?;
+        }
+        Ok(())
     }
 
     fn start_workers(&mut self) {
@@ -157,13 +193,13 @@ impl<'scope, 'env> Pipeline<'scope, 'env> {
         let count = thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
         for _ in 0..count {
             // Sends never block: no worker has more than its share of the window.
-            let (blocks, to_hash) = sync_channel::<Bytes>(self.window);
+            let (blocks, to_hash) = sync_channel::<Vec<Bytes>>(self.window);
             let (hashed, cids) = sync_channel(self.window);
             let profile = self.profile;
             self.scope.spawn(move || {
-                for block in to_hash {
+                for blocks in to_hash {
                     // An importer that gave up is not listening any more.
-                    if hashed.send(profile.leaf_cid(&block)).is_err() {
+                    if hashed.send(profile.leaf_cids(&blocks)).is_err() {
                         return;
                     }
                 }

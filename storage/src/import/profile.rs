@@ -218,37 +218,49 @@ impl Profile {
 
     /// The leaf block of `content` and its CID. `content` may be at most [`chunk_size`](Self::chunk_size) bytes.
     pub fn leaf(&self, content: &Bytes) -> (Cid, Bytes) {
-        let block = if self.raw_leaves {
+        let block = self.leaf_block(content);
+        (self.leaf_cid(&block), block)
+    }
+
+    /// The leaf block of `content`.
+    pub(super) fn leaf_block(&self, content: &Bytes) -> Bytes {
+        if self.raw_leaves {
             content.clone()
         } else {
             let (head, tail) = self.leaf_wrapping(content.len());
             Bytes::from([&head[..], content, &tail[..]].concat())
-        };
-        (self.leaf_cid(&block), block)
+        }
     }
 
     /// The CID of a leaf block.
     pub(super) fn leaf_cid(&self, block: &[u8]) -> Cid {
-        if self.raw_leaves { self.v1(hash::RAW, block) } else { self.node_cid(block) }
+        if self.raw_leaves { self.named(hash::RAW, block, None) } else { self.node_cid(block) }
+    }
+
+    /// The CIDs of leaf blocks, which are hashed at once where the processor can.
+    pub(super) fn leaf_cids(&self, blocks: &[Bytes]) -> Vec<Cid> {
+        let codec = if self.raw_leaves { hash::RAW } else { hash::DAG_PB };
+        let messages: Vec<&[u8]> = blocks.iter().map(|block| &block[..]).collect();
+        let digests = hash::sha256_all(&messages);
+        messages.iter().zip(&digests).map(|(block, digest)| self.named(codec, block, Some(digest))).collect()
     }
 
     /// The CID of a dag-pb block.
     pub(super) fn node_cid(&self, block: &[u8]) -> Cid {
-        if self.cid_v0 && !self.inlines(block) {
-            let hash =
-                Multihash::wrap(hash::SHA2_256, &hash::sha256(block)).expect("32 bytes fit a multihash");
-            Cid::new_v0(hash).expect("sha2-256 of 32 bytes is what CIDv0 takes")
-        } else {
-            self.v1(hash::DAG_PB, block)
-        }
+        self.named(hash::DAG_PB, block, None)
     }
 
-    fn v1(&self, codec: u64, block: &[u8]) -> Cid {
+    /// The CID of a block, whose SHA2-256 may be known.
+    fn named(&self, codec: u64, block: &[u8], digest: Option<&[u8; 32]>) -> Cid {
         if self.inlines(block) {
-            hash::cid_from_digest(codec, hash::IDENTITY, block)
-        } else {
-            hash::cid_v1(codec, block)
+            return hash::cid_from_digest(codec, hash::IDENTITY, block);
         }
+        let digest = digest.copied().unwrap_or_else(|| hash::sha256(block));
+        if self.cid_v0 && codec == hash::DAG_PB {
+            let hash = Multihash::wrap(hash::SHA2_256, &digest).expect("32 bytes fit a multihash");
+            return Cid::new_v0(hash).expect("sha2-256 of 32 bytes is what CIDv0 takes");
+        }
+        hash::cid_from_digest(codec, hash::SHA2_256, &digest)
     }
 
     fn inlines(&self, block: &[u8]) -> bool {

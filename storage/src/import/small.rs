@@ -1,15 +1,16 @@
 //! Small files, read and hashed ahead of the walk.
 //!
-//! The walk takes the entries of a directory one after another. Opening, reading and hashing a small file takes most of its
-//! time, and little of that is hashing, so the chunks' threads of [`super::pipeline`] are of no use here. Instead the next
-//! entries of the directory are given to other threads, some at a time, and their answers are taken in the order of the
-//! entries. Whatever is not a small file, or cannot be read, the walk looks at by itself as if nobody had.
+//! The walk takes the entries of a directory one after another. Opening and reading a small file takes longer than
+//! hashing it, so the chunks' threads of [`super::pipeline`] are of no use here. Instead the next entries of the directory
+//! are given to other threads, a run at a time: they read the files of a run and hash them together. Their answers are
+//! taken in the order of the entries. Whatever is not a small file, or cannot be read, the walk looks at by itself as if
+//! nobody had.
 //!
 //! What lies ready is bounded over all directories that the walk is in.
 
 use std::collections::VecDeque;
-use std::fs::{self, Metadata};
-use std::io::Read;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -17,24 +18,25 @@ use std::thread::{self, Scope};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 
-use super::tree::{open_file, state};
+use super::tree::Name;
 use super::{Chunker, ImportOptions, Leaf, Profile};
 
 /// Files of up to so many bytes are small.
 const SMALL: u64 = 32 << 10;
-/// Entries that a thread is given at once: one by one, handing them over would take as long as reading them.
-const RUN: usize = 16;
+/// Entries that a thread is given at once: enough to be hashed together, and few wake-ups of threads.
+const RUN: usize = 32;
 /// Runs of entries that are out or not used up: at most 8 MiB of content.
-const RUNS: usize = 16;
+const RUNS: usize = 8;
 /// Of these, runs of one directory, so that those below it get some too.
-const RUNS_EACH: usize = 8;
+const RUNS_EACH: usize = 4;
 /// Most reading threads: the walk and the sink are then slower than they are.
 const MAX_READERS: usize = 2;
 
 /// A small file as it was read.
 pub(super) struct Small {
-    pub(super) metadata: Metadata,
+    pub(super) stat: Stat,
     pub(super) leaf: Leaf,
     pub(super) block: Bytes,
 }
@@ -43,7 +45,8 @@ pub(super) struct Small {
 type Answer = Vec<Option<Small>>;
 
 struct Job {
-    paths: Vec<PathBuf>,
+    directory: PathBuf,
+    names: Vec<Name>,
     answer: SyncSender<Answer>,
 }
 
@@ -52,7 +55,6 @@ pub(super) struct Ahead<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     /// `None` if files are not to be read ahead.
     profile: Option<Profile>,
-    follow: bool,
     jobs: Option<Sender<Job>>,
     /// Runs that are out or not used up.
     runs: usize,
@@ -78,11 +80,11 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
         // A small file must be one chunk, and come from its bytes alone.
         let is_whole = matches!(profile.chunker(), Chunker::Size(size) if u64::from(size) >= SMALL);
         let profile = (is_whole && !options.in_place).then_some(*profile);
-        Ahead { scope, profile, follow: options.follow_links, jobs: None, runs: 0 }
+        Ahead { scope, profile, jobs: None, runs: 0 }
     }
 
     /// The next entry of the directory at `path`, if it was read ahead; `rest` are the names of this and all that follow.
-    pub(super) fn next(&mut self, queue: &mut Queue, path: &Path, rest: &[String]) -> Option<Small> {
+    pub(super) fn next(&mut self, queue: &mut Queue, path: &Path, rest: &[Name]) -> Option<Small> {
         self.give_out(queue, path, rest);
         if queue.given == 0 {
             return None;
@@ -105,7 +107,7 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
     }
 
     /// Gives out what of the directory there is room for.
-    fn give_out(&mut self, queue: &mut Queue, path: &Path, rest: &[String]) {
+    fn give_out(&mut self, queue: &mut Queue, path: &Path, rest: &[Name]) {
         let Some(profile) = self.profile else { return };
         while self.runs < RUNS && queue.runs.len() < RUNS_EACH {
             let names = &rest[queue.given..];
@@ -113,21 +115,22 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
             if names.is_empty() || (self.jobs.is_none() && names.len() < RUN) {
                 return;
             }
-            let paths: Vec<PathBuf> = names.iter().take(RUN).map(|name| path.join(name)).collect();
-            queue.given += paths.len();
+            let names = names[..names.len().min(RUN)].to_vec();
+            queue.given += names.len();
             let (answer, answered) = sync_channel(1);
             let jobs = match &self.jobs {
                 Some(jobs) => jobs,
-                None => self.jobs.insert(start(self.scope, profile, self.follow)),
+                None => self.jobs.insert(start(self.scope, profile)),
             };
-            jobs.send(Job { paths, answer }).expect("the threads live as long as their import");
+            let directory = path.to_owned();
+            jobs.send(Job { directory, names, answer }).expect("the threads live as long as their import");
             queue.runs.push_back(answered);
             self.runs += 1;
         }
     }
 }
 
-fn start<'scope>(scope: &'scope Scope<'scope, '_>, profile: Profile, follow: bool) -> Sender<Job> {
+fn start<'scope>(scope: &'scope Scope<'scope, '_>, profile: Profile) -> Sender<Job> {
     let (jobs, queue) = channel::<Job>();
     let queue = Arc::new(Mutex::new(queue));
     for _ in 0..thread::available_parallelism().map_or(1, usize::from).min(MAX_READERS) {
@@ -135,40 +138,56 @@ fn start<'scope>(scope: &'scope Scope<'scope, '_>, profile: Profile, follow: boo
         scope.spawn(move || {
             loop {
                 let job = queue.lock().recv();
-                let Ok(Job { paths, answer }) = job else { return };
+                let Ok(Job { directory, names, answer }) = job else { return };
                 // A walk that gave up is not listening any more.
-                let _ = answer.send(paths.iter().map(|path| read(path, &profile, follow)).collect());
+                let _ = answer.send(read_run(&directory, &names, &profile));
             }
         });
     }
     jobs
 }
 
+/// The small files among these entries of a directory.
+fn read_run(directory: &Path, names: &[Name], profile: &Profile) -> Answer {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(directory) = rustix::fs::open(directory, flags, Mode::empty()) else { return Vec::new() };
+    let files: Vec<_> = names
+        .iter()
+        .map(|name| name.is_file.then(|| read(directory.as_fd(), &name.name)).flatten())
+        .map(|found| found.map(|(stat, content)| (stat, profile.leaf_block(&content), content)))
+        .collect();
+    let blocks: Vec<Bytes> = files.iter().flatten().map(|(_, block, _)| block.clone()).collect();
+    let mut cids = profile.leaf_cids(&blocks).into_iter();
+    let small = |(stat, block, content): (Stat, Bytes, Bytes)| {
+        let leaf = Leaf { cid: cids.next()?, offset: 0, content, block_len: block.len() as u64 };
+        Some(Small { stat, leaf, block })
+    };
+    let mut small = small;
+    files.into_iter().map(|file| file.and_then(&mut small)).collect()
+}
+
 /// A small regular file that did not change while it was read; the walk finds out what anything else is.
-fn read(path: &Path, profile: &Profile, follow: bool) -> Option<Small> {
-    let found = if follow { fs::metadata(path) } else { fs::symlink_metadata(path) };
+fn read(directory: BorrowedFd<'_>, name: &str) -> Option<(Stat, Bytes)> {
+    // What took a file's place since it was listed is not followed, and not waited for.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?);
+    let before = rustix::fs::fstat(&file).ok()?;
+    let len = u64::try_from(before.st_size).ok()?;
     // A file that tells no size may have content all the same.
-    let small = |metadata: &Metadata| metadata.is_file() && (1..=SMALL).contains(&metadata.len());
-    found.ok().filter(small)?;
-    let (mut file, metadata) = open_file(path, follow).ok()?;
-    if !small(&metadata) {
+    if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile || !(1..=SMALL).contains(&len) {
         return None;
     }
-    let mut content = vec![0; metadata.len() as usize];
-    file.read_exact(&mut content).ok()?;
-    let after = file.metadata().ok()?;
-    if state(&metadata) != state(&after) {
-        return None;
-    }
-    let content = Bytes::from(content);
-    let (cid, block) = profile.leaf(&content);
-    let leaf = Leaf { cid, offset: 0, content, block_len: block.len() as u64 };
-    Some(Small { metadata, leaf, block })
+    let mut content = Vec::with_capacity(len as usize);
+    let read = rustix::io::read(&file, rustix::buffer::spare_capacity(&mut content)).ok()?;
+    let after = rustix::fs::fstat(&file).ok()?;
+    let state = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+    (read as u64 == len && state(&before) == state(&after)).then(|| (before, Bytes::from(content)))
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     use cid::Cid;
@@ -230,10 +249,10 @@ mod tests {
         fs::write(at("large"), vec![0; SMALL as usize + 1]).unwrap();
         fs::create_dir(at("directory")).unwrap();
         symlink("small", at("link")).unwrap();
-        let is_read = |name: &str, follow| read(&at(name), &Profile::V1_2025, follow).is_some();
-        assert!(is_read("small", false) && is_read("link", true));
+        let directory = File::open(dir.path()).unwrap();
+        assert_eq!(&read(directory.as_fd(), "small").unwrap().1[..], b"content");
         for name in ["empty", "large", "directory", "link", "absent"] {
-            assert!(!is_read(name, false), "{name}");
+            assert!(read(directory.as_fd(), name).is_none(), "{name}");
         }
     }
 }

@@ -33,11 +33,19 @@ pub(super) struct Importer<'a, 's, 'scope, 'env> {
     pub(super) done: u64,
 }
 
+/// An entry of a directory, as the directory tells it.
+#[derive(Clone)]
+pub(super) struct Name {
+    pub(super) name: String,
+    /// Whether it is a regular file.
+    pub(super) is_file: bool,
+}
+
 /// A directory that is being worked through.
 struct Frame {
     path: PathBuf,
     /// Entries still to come, in order.
-    names: std::vec::IntoIter<String>,
+    names: std::vec::IntoIter<Name>,
     /// Small files among them that are being read.
     queue: Queue,
     /// Entries done.
@@ -99,7 +107,7 @@ impl Importer<'_, '_, '_, '_> {
         loop {
             let frame = stack.last_mut().expect("the loop returns with its last directory");
             let small = self.ahead.next(&mut frame.queue, &frame.path, frame.names.as_slice());
-            if let Some(name) = frame.names.next() {
+            if let Some(Name { name, .. }) = frame.names.next() {
                 if let Some(small) = small {
                     names.push(name);
                     let file = self.small(small, names)?;
@@ -192,7 +200,7 @@ impl Importer<'_, '_, '_, '_> {
     fn small(&mut self, file: Small, names: &[String]) -> Result<Imported, ImportError> {
         let size = file.leaf.content.len() as u64;
         self.observer.file_start(names, Some(size));
-        let mut whole = WholeFile::new(self.profile, self.options.metadata(&file.metadata));
+        let mut whole = WholeFile::new(self.profile, self.options.metadata_of(&file.stat));
         let blocks = self.sink.blocks;
         whole.leaf(&file.leaf, file.block, self.sink)?;
         self.observer.leaf(&file.leaf);
@@ -248,7 +256,7 @@ impl ImportOptions {
 }
 
 /// Names in a directory that are taken, sorted. `below` are the components that lead to it from the path given.
-fn list(path: &Path, options: &ImportOptions, below: &[String]) -> Result<Vec<String>, ImportError> {
+fn list(path: &Path, options: &ImportOptions, below: &[String]) -> Result<Vec<Name>, ImportError> {
     let read = |source| ImportError::Read { path: path.to_owned(), source };
     let mut names = Vec::new();
     for entry in fs::read_dir(path).map_err(read)? {
@@ -258,10 +266,12 @@ fn list(path: &Path, options: &ImportOptions, below: &[String]) -> Result<Vec<St
         // Whether it is a directory matters to rules alone, and what cannot be looked at is told when it is opened.
         let is_dir = || options.look_at(&entry.path()).is_ok_and(|metadata| metadata.is_dir());
         if options.takes(below, &name, is_dir) {
-            names.push(name);
+            // Without asking the file system, where that is told with the names.
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            names.push(Name { name, is_file });
         }
     }
-    names.sort_unstable();
+    names.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(names)
 }
 
@@ -317,7 +327,7 @@ pub fn survey(path: &Path, options: &ImportOptions) -> Result<Survey, ImportErro
             let below = parent.as_ref().map_or_else(Vec::new, |parent| [&parent.below[..], &[name]].concat());
             let directory = Arc::new(Surveyed { path, below, place, parent });
             let names = list(&directory.path, options, &directory.below)?;
-            todo.extend(names.into_iter().map(|name| (Some(directory.clone()), name)));
+            todo.extend(names.into_iter().map(|name| (Some(directory.clone()), name.name)));
         } else if metadata.is_file() {
             found.files += 1;
             found.bytes = found.bytes.saturating_add(metadata.len());
@@ -343,7 +353,7 @@ fn last_component(path: &Path) -> Result<String, ImportError> {
 }
 
 /// Opens a regular file, and nothing that took its place since it was listed.
-pub(super) fn open_file(path: &Path, follow: bool) -> Result<(File, Metadata), ImportError> {
+fn open_file(path: &Path, follow: bool) -> Result<(File, Metadata), ImportError> {
     let read = |source: io::Error| ImportError::Read { path: path.to_owned(), source };
     // Not through a symlink unless links are followed, and without waiting for the other end of a pipe.
     let flags = if follow { OFlags::NONBLOCK } else { OFlags::NOFOLLOW | OFlags::NONBLOCK }.bits();
@@ -358,6 +368,6 @@ pub(super) fn open_file(path: &Path, follow: bool) -> Result<(File, Metadata), I
 }
 
 /// What is different after a file was written to.
-pub(super) fn state(metadata: &Metadata) -> (u64, i64, i64) {
+fn state(metadata: &Metadata) -> (u64, i64, i64) {
     (metadata.len(), metadata.mtime(), metadata.mtime_nsec())
 }
