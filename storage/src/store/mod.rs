@@ -12,6 +12,7 @@
 //! | `ingest` | a series of puts that is acknowledged as a whole |
 //! | `behind` | writing one batch while the next is gathered |
 //! | `barrier` | group commit |
+//! | `fresh` | what was put lately, for pins |
 //! | `lease` | generations, and what a collection must leave alone |
 //! | `located` | blocks that are left in files of the user's own |
 //! | `pins` | what is kept, and by whom |
@@ -36,6 +37,7 @@ mod backup;
 mod barrier;
 mod behind;
 pub mod decoders;
+mod fresh;
 mod gc;
 mod graph;
 mod identity;
@@ -59,7 +61,7 @@ mod write;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use cid::Cid;
@@ -68,6 +70,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::db::{Batch, Outcome, StateDb, Table};
 use crate::{BlockSource, Class, StoreError, alias, hash};
 use barrier::Barrier;
+use fresh::Fresh;
 use lease::Leases;
 use located::Places;
 use pool::Pool;
@@ -127,6 +130,7 @@ struct Shared {
     blocks_path: PathBuf,
     stripes: Stripes,
     leases: Arc<Leases>,
+    fresh: Fresh,
     space: Space,
     reserve_bytes: u64,
     /// Writes that skipped the log, and how many of them a flush has covered.
@@ -202,6 +206,7 @@ impl Store {
             blocks_path,
             stripes: Stripes::default(),
             leases: Leases::new(generation),
+            fresh: Fresh::default(),
             space,
             reserve_bytes: options.reserve_bytes,
             skipped: AtomicU64::new(0),
@@ -341,6 +346,7 @@ impl BlockSource for Store {
         if let Some(data) = hash::inline(cid) {
             return Ok(Some(Bytes::copy_from_slice(data)));
         }
+        self.shared.calls.fetch_add(1, Ordering::Relaxed);
         self.shared.look(|db| self.shared.read_anywhere(db, cid))
     }
 

@@ -383,12 +383,13 @@ impl Shared {
     }
 
     /// [`hold_block`](Self::hold_block) for many. Those that carry the stamp of this generation, as all do that were just
-    /// added, are only looked up: no collection deletes them while the pin's lease lasts.
+    /// added, are only looked up, if it is not known: no collection deletes them while the pin's lease lasts.
     fn hold_blocks(&self, pin: &Pin, cids: &[Cid]) -> Result<(), StoreError> {
         let (db, _) = self.db()?;
         let generation = self.leases.generation();
         let stored = cids.iter().filter(|cid| hash::inline(cid).is_none());
         let mut blocks: Vec<(Vec<u8>, &Cid)> = stored.map(|cid| (key(cid), cid)).collect();
+        self.fresh.retain_unknown(generation, &mut blocks, |(key, _)| key);
         blocks.sort_unstable();
         blocks.dedup_by(|a, b| a.0 == b.0);
         for some in blocks.chunks(LOOKED_UP) {

@@ -168,7 +168,6 @@ impl Store {
 impl Shared {
     /// Reads a block; damage is put aside and reported.
     pub fn read(&self, db: &Volumes, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
-        self.calls.fetch_add(1, Ordering::Relaxed);
         let key = key(cid);
         match db.block(&key) {
             Ok(Some(data)) => Ok(Some(data)),
@@ -272,6 +271,11 @@ impl Shared {
             part.add(Counter::Quarantined, 1);
         }
         let log = if self.has_unflushed() { Log::Skip } else { Log::Write };
-        if changes.is_empty() { Ok(()) } else { self.write(changes, log) }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.write(changes, log)?;
+        self.fresh.clear();
+        Ok(())
     }
 }

@@ -220,11 +220,12 @@ impl Shared {
         let place = db.roomiest()?;
         let mut changes = db.changes();
         changes.expect(place, blocks.len(), bytes);
+        let generation = self.leases.generation();
         let mut plan = Plan {
             changes,
             place,
             class,
-            generation: self.leases.generation(),
+            generation,
             written: Written::default(),
             growth: 0,
             promoted: 0,
@@ -261,6 +262,7 @@ impl Shared {
             return Err(error);
         }
         self.space.shrink(Class::Cache, promoted);
+        self.fresh.note(generation, blocks.iter().map(|block| block.key.as_slice()));
         Ok(written)
     }
 
@@ -453,6 +455,7 @@ impl Shared {
         slot.incarnation += 1;
         slot.set += 1;
         self.leases.reopened();
+        self.fresh.clear();
         self.flushed.store(self.skipped.load(Ordering::SeqCst), Ordering::SeqCst);
         Ok(())
     }

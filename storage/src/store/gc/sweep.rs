@@ -87,6 +87,7 @@ impl Store {
     ) -> Result<Vec<Meta>, StoreError> {
         let mut changes = db.changes();
         let mut gone: Vec<Meta> = Vec::with_capacity(keys.len());
+        let (generation, mut fresh) = (self.shared.leases.generation(), false);
         for key in keys {
             let copies = db.copies(key)?;
             // Its quarantine may be in memory only; logging the deletion alone would upset the totals in a crash.
@@ -95,6 +96,7 @@ impl Store {
                 continue;
             }
             for (place, meta) in &copies {
+                fresh |= meta.generation >= generation;
                 let part = changes.at(*place);
                 part.forget(key);
                 part.add(Counter::Blocks(meta.class), -1);
@@ -105,6 +107,10 @@ impl Store {
         }
         if !changes.is_empty() {
             self.shared.write(changes, Log::Write)?;
+            // A collection takes only what has an older stamp, a removal anything.
+            if fresh {
+                self.shared.fresh.clear();
+            }
         }
         for meta in &gone {
             self.shared.space.shrink(meta.class, u64::from(meta.size));

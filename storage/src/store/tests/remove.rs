@@ -31,3 +31,27 @@ fn only_what_nothing_needs_is_removed() {
     assert_eq!(store.remove_unpinned(&[held.0]).unwrap(), vec![Removed]);
     assert_eq!(store.get(&leaf.0).unwrap(), Some(leaf.1), "what is pinned stays");
 }
+
+#[test]
+fn what_was_put_and_went_again_is_not_taken_for_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let leaf = block(1, 10);
+    let root = node(2, &[leaf.0]);
+    let pinned = || {
+        let mut batch = store.state().batch();
+        store.pin(&mut batch, &pin("own:root", PinKind::Recursive, root.0)).unwrap();
+        store.state().commit(batch)
+    };
+    let ways: [&dyn Fn(); 2] = [&|| assert!(store.remove(&leaf.0).unwrap()), &|| {
+        assert_eq!(store.remove_unpinned(&[leaf.0]).unwrap(), vec![Removal::Removed])
+    }];
+    for goes in ways {
+        put_all(&store, &[leaf.clone(), root.clone()]);
+        goes();
+        let refused = pinned().unwrap_err().to_string();
+        assert!(refused.contains(&leaf.0.to_string()), "{refused}");
+    }
+    put_all(&store, std::slice::from_ref(&leaf));
+    pinned().unwrap();
+}
