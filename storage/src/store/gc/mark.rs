@@ -53,8 +53,8 @@ impl Marking {
             match self.walk.take() {
                 Some(Walk::Dag { pin, mut stack }) => {
                     if let Some(cid) = stack.pop() {
-                        visit(store, db, marks, &pin, cid, &mut stack)?;
-                        left -= 1;
+                        let below = visit(store, db, marks, &pin, cid, &mut stack)?;
+                        left = left.saturating_sub(1 + below);
                         self.walk = Some(Walk::Dag { pin, stack });
                     }
                 }
@@ -108,7 +108,7 @@ impl Marking {
 }
 
 /// Marks the children of a node of a DAG, and puts those that are nodes themselves on the stack if they were not walked
-/// before: a node may link to the same block without end.
+/// before: a node may link to the same block without end. Answers how many children it has.
 fn visit(
     store: &Store,
     db: &Volumes,
@@ -116,7 +116,7 @@ fn visit(
     pin: &Pin,
     cid: Cid,
     stack: &mut Vec<Cid>,
-) -> Result<(), StoreError> {
+) -> Result<usize, StoreError> {
     let damaged = || StoreError::PinDamaged { pin: pin.id.to_string(), cid };
     let below = if let Some(data) = hash::inline(&cid) {
         children(&cid, data)
@@ -129,10 +129,12 @@ fn visit(
             Err(error) => return Err(error),
         }
     };
-    for child in below.map_err(|_| damaged())? {
+    let below = below.map_err(|_| damaged())?;
+    let count = below.len();
+    for child in below {
         stack.extend(reach(marks, child)?);
     }
-    Ok(())
+    Ok(count)
 }
 
 /// Marks a block; answers it if it has to be visited.

@@ -25,7 +25,7 @@ mod remove;
 mod sweep;
 
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -45,6 +45,9 @@ pub(super) const UNFINISHED: Table<(), u64> = Table::new("storage.collection");
 
 /// Blocks that a step looks at: some milliseconds of work.
 const STEP: usize = 2048;
+/// While others use the store, a step of marking or sweeping is followed by a rest so many times as long: each walks
+/// through memory and caches that the others want too.
+const REST: u32 = 1;
 /// How much less of a busy processor a collection gets than others: about a ninth of their share.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
@@ -159,10 +162,17 @@ impl Store {
         progress: &mut (dyn FnMut(GcProgress) + Send),
     ) -> Result<GcReport, StoreError> {
         let mut collection = Collection::begin(self, now, options)?;
-        while collection.step(STEP)? {
+        loop {
+            let (begun, calls) = (Instant::now(), self.shared.calls.load(Ordering::Relaxed));
+            if !collection.step(STEP)? {
+                return Ok(collection.report);
+            }
+            // A step of giving space back pauses by itself.
+            if !collection.reclaims() && self.shared.calls.load(Ordering::Relaxed) != calls {
+                reclaim::pause(&self.shared, begun.elapsed() * REST);
+            }
             progress(collection.progress());
         }
-        Ok(collection.report)
     }
 
     /// Whether a collection was broken off, by a crash or a stop, before it had given all space back.
@@ -338,6 +348,11 @@ impl Collection {
             }
         };
         Ok(())
+    }
+
+    /// Whether it is giving space back.
+    fn reclaims(&self) -> bool {
+        matches!(self.stage, Stage::Reclaim(_))
     }
 
     /// How far it is.

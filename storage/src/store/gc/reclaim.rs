@@ -23,8 +23,9 @@ const SETTLE_SHARE: u64 = 50;
 const SETTLE_LEAST: u64 = 1 << 20;
 /// Live blobs are written anew when at least one part in this many of their files is dead.
 const LAZY_SHARE: u64 = 5;
-/// The same when all space is asked for: what is left then is within the 5 % that a store may take beside its blocks.
-const THOROUGH_SHARE: u64 = 50;
+/// The same when all space is asked for: keys and headers of blocks of 4 KiB take 4 % beside them, and with what is left
+/// dead a store may take 5 %.
+const THOROUGH_SHARE: u64 = 200;
 /// A pass empties one file in this many: its copies need that much room beside the store,
 const PASS_SHARE: u64 = 8;
 /// but at least so many: each pass rewrites all keys too.
@@ -32,12 +33,12 @@ const PASS_LEAST: u64 = (1 << 30) / BLOB_FILE;
 /// Passes at most: every file twice. Files that fill while it goes on are left to a later collection.
 const PASSES: u64 = 2 * PASS_SHARE;
 
-/// A pause is so many times as long as the pass before it,
-const PAUSE: u32 = 3;
+/// A pause is so many times as long as the pass before it, which has a core and much of the disk for itself,
+const PAUSE: u32 = 5;
 /// and at most this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Calls of others during a pass from which it is followed by a pause.
-const BUSY: u64 = 16;
+/// Calls of others during a pass from which it is followed by a pause: an add makes one for 4 MiB.
+const BUSY: u64 = 4;
 /// How soon a pause notices that the process is about to end.
 const NOTICE: Duration = Duration::from_millis(20);
 
@@ -150,7 +151,7 @@ impl Volume {
 }
 
 /// Waits, unless collections shall end.
-fn pause(shared: &Shared, long: Duration) {
+pub(super) fn pause(shared: &Shared, long: Duration) {
     let until = Instant::now() + long;
     while Instant::now() < until && !shared.is_stopping() {
         std::thread::sleep(NOTICE.min(long));
