@@ -1,16 +1,26 @@
 //! Making parity: for content that is stored for the first time, and for parity shards that were lost.
 
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
 use cid::Cid;
 
 use super::codec::{Encoder, ShardBytes};
-use super::{ErasureError, Plan, Shard, StripeSpec, shard_len};
+use super::{ErasureError, MAX_STRIPE_MEMORY, Plan, Shard, StripeSpec, shard_len};
 use crate::layout::Layout;
 use crate::{BlockSink, BlockSource, Bytes, dagpb, hash};
+
+/// A stripe with its parity made.
+struct Coded {
+    /// Positions of the blocks that have children.
+    interior: Vec<u32>,
+    parity: Vec<([u8; 32], Bytes)>,
+}
 
 /// Reads the planned content once, puts every parity block and the layout's own blocks into `sink`, and gives the
 /// layout. `progress` is told the bytes of data read since the last call.
 ///
-/// One stripe is in memory at a time.
+/// A stripe is read and coded while the parity of the one before goes into `sink`, unless the two would take more
+/// memory than a stripe may.
 ///
 /// # Errors
 /// [`ErasureError::Missing`] for a block that is not in `source`; nothing is acknowledged by the sink then.
@@ -21,24 +31,60 @@ pub fn encode(
     sink: &mut dyn BlockSink,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Layout, ErasureError> {
-    let mut encoder = Encoder::default();
     let mut stripes = Vec::with_capacity(plan.stripes().len());
-    for data in plan.stripes() {
-        let (bytes, interior) = read_stripe(source, data)?;
-        let mut parity = Vec::with_capacity(usize::from(plan.m));
-        for (digest, block) in encoder.parity(&bytes, usize::from(plan.m), shard_len(data))? {
-            let cid = hash::cid_from_digest(hash::RAW, hash::SHA2_256, &digest);
-            sink.put(&cid, block)?;
-            parity.push(cid);
+    std::thread::scope(|scope| {
+        let (give, coded) = sync_channel(0);
+        let (go_on, wait) = sync_channel(1);
+        scope.spawn(move || code_all(source, plan, &give, &wait));
+        for data in plan.stripes() {
+            let Coded { interior, parity } =
+                coded.recv().expect("every stripe up to an error is answered")?;
+            let width = data.len() + usize::from(plan.m);
+            let is_alone = 2 * width as u64 * shard_len(data) as u64 > MAX_STRIPE_MEMORY;
+            if !is_alone {
+                go_on.send(()).expect("the thread waits after every stripe");
+            }
+            let mut cids = Vec::with_capacity(parity.len());
+            for (digest, block) in parity {
+                let cid = hash::cid_from_digest(hash::RAW, hash::SHA2_256, &digest);
+                sink.put(&cid, block)?;
+                cids.push(cid);
+            }
+            if is_alone {
+                go_on.send(()).expect("the thread waits after every stripe");
+            }
+            progress(data.iter().map(Shard::size).sum());
+            stripes.push(StripeSpec { data: data.to_vec(), parity: cids, interior });
         }
-        progress(data.iter().map(Shard::size).sum());
-        stripes.push(StripeSpec { data: data.to_vec(), parity, interior });
-    }
+        Ok::<(), ErasureError>(())
+    })?;
     let (layout, blocks) = Layout::build(*root, plan.k, plan.m, stripes)?;
     for (cid, block) in blocks {
         sink.put(&cid, block)?;
     }
     Ok(layout)
+}
+
+/// Reads and codes one stripe after another, each when it may. Ends after an error, or when nobody wants more.
+fn code_all(
+    source: &dyn BlockSource,
+    plan: &Plan,
+    give: &SyncSender<Result<Coded, ErasureError>>,
+    go_on: &Receiver<()>,
+) {
+    let mut encoder = Encoder::default();
+    let mut code = |data: &[Shard]| {
+        let (bytes, interior) = read_stripe(source, data)?;
+        let parity = encoder.parity(&bytes, usize::from(plan.m), shard_len(data))?;
+        Ok(Coded { interior, parity })
+    };
+    for data in plan.stripes() {
+        let coded = code(data);
+        let is_last = coded.is_err();
+        if give.send(coded).is_err() || is_last || go_on.recv().is_err() {
+            return;
+        }
+    }
 }
 
 /// Makes the parity blocks of a stripe again from its whole data.

@@ -18,7 +18,8 @@
 //!   bytes); padding is never stored or sent except as part of parity.
 //! * The bytes of parity follow from codec, k', m and shard length alone. They are coded in columns of
 //!   [`COLUMN`] bytes, a multiple of the codec's 64: that gives the same bytes as coding whole shards.
-//! * At most one stripe is in memory, and no stripe has more than [`MAX_STRIPE_MEMORY`] bytes.
+//! * No stripe has more than [`MAX_STRIPE_MEMORY`] bytes, and of two that have no more together one may be made while the
+//!   other is stored; else one is in memory at a time.
 //! * A false layout or a false parity block cannot harm: what does not hash to its CID is an error, never a block.
 
 mod codec;
