@@ -6,7 +6,7 @@
 //! * `add`: user and system time of a `btfs add` process without a daemon, from its first instruction to its end, beside
 //!   `openssl dgst -sha256` of the same file, which reads and hashes and does nothing else. They take turns; the middle
 //!   runs count. `add --torrent` is told beside.
-//! * `kubo`: the same file by `btfs add` and by Kubo's `ipfs add`, in memory and on a disk.
+//! * `kubo`: the same file by `btfs add` and by Kubo's `ipfs add`, in memory and on a disk, beside what the machine can do.
 //! * `small`: 100,000 files of 4 KiB by both.
 //! * `cat`: reading a file that is in the system's cache.
 //! * `cold`: reading blocks that are in no cache and checking their hashes, beside the hash alone.
@@ -35,6 +35,7 @@ mod cat;
 mod cold;
 mod demo;
 mod erasure;
+mod floor;
 mod get;
 mod kubo;
 mod process;

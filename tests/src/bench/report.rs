@@ -15,6 +15,9 @@ pub enum Bound {
     RatioAtMost(f64),
     /// Value over yardstick, at least.
     RatioAtLeast(f64),
+    /// The same, where the machine itself is not that much faster than the yardstick: it is told, and another line says
+    /// what share of the machine's own speed is reached.
+    RatioBeyond(f64),
 }
 
 impl fmt::Display for Bound {
@@ -24,7 +27,7 @@ impl fmt::Display for Bound {
             Bound::AtMost(most) => format!("<= {most}"),
             Bound::AtLeast(least) => format!(">= {least}"),
             Bound::RatioAtMost(most) => format!("<= {most}x"),
-            Bound::RatioAtLeast(least) => format!(">= {least}x"),
+            Bound::RatioAtLeast(least) | Bound::RatioBeyond(least) => format!(">= {least}x"),
         };
         f.pad(&text)
     }
@@ -54,7 +57,7 @@ impl Line<'_> {
     fn keeps(&self) -> Option<bool> {
         let ratio = || self.ratio().unwrap_or(f64::NAN);
         match self.bound {
-            Bound::None => None,
+            Bound::None | Bound::RatioBeyond(_) => None,
             Bound::AtMost(most) => Some(self.value <= most),
             Bound::AtLeast(least) => Some(self.value >= least),
             Bound::RatioAtMost(most) => Some(ratio() <= most),
@@ -67,10 +70,11 @@ impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let yardstick = self.yardstick.map(|(value, name)| format!("{value:.2} {name}")).unwrap_or_default();
         let ratio = self.ratio().map(|ratio| format!("{ratio:.2}x")).unwrap_or_default();
-        let verdict = match self.keeps() {
-            None => "",
-            Some(true) => "ok",
-            Some(false) => "over",
+        let verdict = match (self.keeps(), self.bound) {
+            (None, Bound::RatioBeyond(_)) => "beyond the machine",
+            (None, _) => "",
+            (Some(true), _) => "ok",
+            (Some(false), _) => "over",
         };
         let row = row(
             self.name,
@@ -160,6 +164,9 @@ mod tests {
             assert_eq!(line(2.0, 0.5, bound).keeps(), Some(kept), "{bound}");
         }
         assert_eq!(line(2.0, 0.5, Bound::None).keeps(), None);
+        let beyond = line(2.0, 0.5, Bound::RatioBeyond(9.0));
+        assert_eq!(beyond.keeps(), None);
+        assert!(beyond.to_string().ends_with(">= 9x  beyond the machine"), "{beyond}");
     }
 
     #[test]
