@@ -8,6 +8,7 @@ pub use btfs_tests::{node, peers};
 mod car;
 mod cids;
 mod crash;
+mod damage;
 mod demo;
 mod directories;
 mod disks;

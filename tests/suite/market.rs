@@ -4,7 +4,7 @@ use btfs_ledger::Btt;
 use btfs_tests::network::{FUNDS, Network, btt, count, list, lose_blocks, text};
 use serde_json::Value;
 
-use super::node::{Node, random_file};
+use super::node::{Node, random_file, sha256};
 
 const MIB: u64 = 1 << 20;
 /// Days after which a loss of one block in twenty is found but for one case in four million: a day's audit of 30
@@ -270,4 +270,27 @@ fn the_market_shows_scores_and_why_a_host_is_not_used() {
     assert_eq!(text(&network.place(&after, 0)["days"]), "P");
     // A day's audit counts for the score.
     assert_eq!(count(&listed(&network, 0)["reputation"]["passed"]), 1);
+}
+
+/// What stays in its file is rented out for like any other content, and the hosts have it when the file is gone.
+#[test]
+fn files_that_are_not_copied_can_be_stored_with_hosts() {
+    let mut network = Network::start(3);
+    let renter = &network.renter;
+    let path = renter.file("library");
+    random_file(&path, 7 * MIB + 5, 71);
+    let added = renter.json(&["add", "--nocopy", path.to_str().expect("UTF-8")]);
+    let root = text(&added["cid"]);
+    let order = ["store", "add", root, "--for", "7d", "--redundancy", "2+1", "--yes"];
+    let thing = renter.json(&order);
+    assert!(list(&thing["places"]).iter().all(|place| place["state"] == "active"), "{thing}");
+    network.pass_day();
+    list(&network.again(&thing)["places"]).iter().for_each(|place| assert_eq!(text(&place["days"]), "P"));
+    let away = network.renter.file("away");
+    std::fs::rename(&path, &away).expect("the file goes");
+    let got = network.renter.file("got");
+    let fetched = network.renter.json(&["get", root, "--output", got.to_str().expect("UTF-8")]);
+    assert!(count(&fetched["blocks_fetched"]) + count(&fetched["leaves_from_parity"]) > 0, "{fetched}");
+    assert_eq!(sha256(&got), sha256(&away));
+    network.hosts.iter_mut().chain([&mut network.renter, &mut network.ledger]).for_each(Node::stop);
 }

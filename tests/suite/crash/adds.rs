@@ -32,8 +32,14 @@ struct Acknowledged {
 
 /// `btfs add` on a repo; the CID if it was given out.
 fn add(repo: &Path, file: &Path) -> Option<String> {
+    add_with(repo, &[], file)
+}
+
+/// The same with options.
+fn add_with(repo: &Path, options: &[&str], file: &Path) -> Option<String> {
     let output = Command::new(peers::btfs())
         .args(["add", "--json"])
+        .args(options)
         .arg(file)
         .env("BTFS_PATH", repo)
         .stdin(Stdio::null())
@@ -105,6 +111,69 @@ fn small_files_that_were_acknowledged_survive_a_kill() {
     assert!(!all.is_empty(), "nothing was acknowledged in any round");
 }
 
+/// Starts to add a file and kills who does it, by turns the command itself and the daemon, within the time that it takes;
+/// what was acknowledged nevertheless.
+fn killed_add(
+    node: &mut Node,
+    rng: &mut SmallRng,
+    round: usize,
+    options: &[&str],
+    file: &Path,
+    takes: Duration,
+) -> Option<Acknowledged> {
+    let by_daemon = round.is_multiple_of(2);
+    if by_daemon {
+        node.start();
+    }
+    let path = file.display().to_string();
+    let mut child = node
+        .command(&[&["add", "--json"], options, &[&path]].concat())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("btfs runs");
+    let moment = takes.mul_f64(rng.random());
+    std::thread::sleep(moment);
+    match by_daemon {
+        true => node.kill(),
+        // Already gone is fine.
+        false => child.kill().unwrap_or_default(),
+    }
+    let output = child.wait_with_output().expect("our own child");
+    let added = output.status.success();
+    println!("kill {round}: after {moment:?}; acknowledged: {added}");
+    added.then(|| {
+        let added: Value = serde_json::from_slice(&output.stdout).expect("an answer");
+        Acknowledged { cid: text(&added, "cid").to_owned(), sha256: sha256(file) }
+    })
+}
+
+#[test]
+fn what_stays_in_its_file_is_whole_or_not_acknowledged() {
+    let mut rng = SmallRng::seed_from_u64(super::seed());
+    let mut node = Node::init(None);
+    let (mut all, mut takes) = (Vec::new(), Duration::ZERO);
+    for round in 0..=ROUNDS {
+        let file = node.file(&format!("library-{round}"));
+        random_file(&file, LARGE, rng.random());
+        if round == 0 {
+            let began = Instant::now();
+            let cid = add_with(&node.repo(), &["--nocopy"], &file).expect("undisturbed, it is added");
+            takes = began.elapsed();
+            all.push(Acknowledged { cid, sha256: sha256(&file) });
+        } else {
+            all.extend(killed_add(&mut node, &mut rng, round, &["--nocopy"], &file, takes));
+        }
+        node.start();
+        check(&node, &all);
+        // Of what was not acknowledged nothing is left.
+        let leaves = LARGE / (1 << 20) * all.len() as u64;
+        assert_eq!(node.json(&["filestore", "ls"])["count"], leaves);
+        node.json(&["filestore", "verify"]);
+        node.stop();
+    }
+}
+
 #[test]
 fn a_large_file_is_whole_or_not_acknowledged() {
     let mut rng = SmallRng::seed_from_u64(super::seed());
@@ -117,32 +186,7 @@ fn a_large_file_is_whole_or_not_acknowledged() {
     let mut all = vec![Acknowledged { cid, sha256: sha256(&file) }];
     for round in 1..=ROUNDS {
         random_file(&file, LARGE, rng.random());
-        // By the daemon, and by the command itself.
-        let by_daemon = round % 2 == 0;
-        if by_daemon {
-            node.start();
-        }
-        let path = file.display().to_string();
-        let mut child = node
-            .command(&["add", "--json", &path])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("btfs runs");
-        let moment = takes.mul_f64(rng.random());
-        std::thread::sleep(moment);
-        match by_daemon {
-            true => node.kill(),
-            // Already gone is fine.
-            false => child.kill().unwrap_or_default(),
-        }
-        let output = child.wait_with_output().expect("our own child");
-        let added = output.status.success();
-        println!("kill {round}: after {moment:?}; acknowledged: {added}");
-        if added {
-            let added: Value = serde_json::from_slice(&output.stdout).expect("an answer");
-            all.push(Acknowledged { cid: text(&added, "cid").to_owned(), sha256: sha256(&file) });
-        }
+        all.extend(killed_add(&mut node, &mut rng, round, &[], &file, takes));
         node.start();
         check(&node, &all);
         // What was broken off is just added again.
