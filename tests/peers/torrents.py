@@ -1,11 +1,13 @@
 """libtorrent, driven by arguments; answers are lines of JSON on stdout.
 
-usage: torrents.py make FILE_OR_FOLDER TORRENT PIECE_LENGTH
+usage: torrents.py make FILE_OR_FOLDER TORRENT PIECE_LENGTH [hybrid]
+       torrents.py describe TORRENT
        torrents.py seed TORRENT FOLDER
        torrents.py get TORRENT_OR_MAGNET FOLDER IP:PORT...
 
-`make` writes a v1 torrent and prints {"infohash"}. `seed` checks FOLDER, prints {"address"} and seeds until its input
-ends. `get` downloads from the given peers and prints {"seconds", "cpu", "infohash"}: from the moment the metadata is
+`make` writes a v1 or hybrid torrent and prints {"infohash", "infohash_v2"}; `describe` prints these and {"files"}: path,
+size and whether it is a pad or link. `seed` checks FOLDER, prints {"address"} and seeds until its input
+ends. `get` downloads from the given peers and prints {"seconds", "cpu", "infohash", "infohash_v2"}: from the moment the metadata is
 here to the last piece, and what that cost this process. Both print {"error"} and fail where libtorrent does. Only TCP
 on loopback; no DHT, no trackers, no discovery. PYTHONPATH names the folder that libtorrent is installed in.
 """
@@ -69,12 +71,37 @@ def parameters(reference, folder):
     return params
 
 
-def make(source, target, piece_length):
-    torrent = lt.create_torrent(lt.list_files(source), int(piece_length), lt.create_torrent.v1_only)
+def hashes(found):
+    v2 = str(found.v2) if found.has_v2() else None
+    return {"infohash": str(found.v1) if found.has_v1() else None, "infohash_v2": v2}
+
+
+def make(source, target, piece_length, kind="v1"):
+    create = lt.create_torrent
+    # Pads come before files, as BEP 47 has it, and not behind the last one.
+    flags = create.canonical_files_no_tail_padding if kind == "hybrid" else create.v1_only
+    torrent = create(lt.list_files(source), int(piece_length), flags)
     lt.set_piece_hashes(torrent, os.path.dirname(os.path.abspath(source)))
     with open(target, "wb") as file:
         file.write(lt.bencode(torrent.generate()))
-    say(infohash=str(lt.torrent_info(target).info_hashes().v1))
+    say(**hashes(lt.torrent_info(target).info_hashes()))
+
+
+def describe(torrent):
+    info = lt.torrent_info(torrent)
+    files, flags = info.files(), lt.file_flags_t
+    say(
+        **hashes(info.info_hashes()),
+        files=[
+            {
+                "path": files.file_path(i),
+                "size": files.file_size(i),
+                "pad": bool(files.file_flags(i) & flags.flag_pad_file),
+                "link": bool(files.file_flags(i) & flags.flag_symlink),
+            }
+            for i in range(files.num_files())
+        ],
+    )
 
 
 def seed(reference, folder):
@@ -116,8 +143,8 @@ def get(reference, folder, *peers):
     say(
         seconds=time.monotonic() - begun[0],
         cpu=time.process_time() - begun[1],
-        infohash=str(status.info_hashes.v1),
+        **hashes(status.info_hashes),
     )
 
 
-{"make": make, "seed": seed, "get": get}[sys.argv[1]](*sys.argv[2:])
+{"make": make, "describe": describe, "seed": seed, "get": get}[sys.argv[1]](*sys.argv[2:])

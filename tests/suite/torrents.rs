@@ -168,6 +168,60 @@ fn libtorrent_downloads_a_folder_from_us_by_magnet() {
     }
 }
 
+/// One torrent for clients of v1 and of v2: made in one pass, it is byte for byte what libtorrent makes.
+#[test]
+fn libtorrent_makes_and_downloads_the_same_hybrid() {
+    let mut node = Node::init(None);
+    node.start();
+    let (file, folder) = (node.file("file.bin"), node.file("folder"));
+    write_random(&file, (5 << 20) + 77, 7);
+    let names = write_folder(&folder, 8);
+    for (source, name, names, piece_length) in
+        [(&file, "file.bin", vec![], "1048576"), (&folder, "folder", names, "16384")]
+    {
+        let added = node.json(&["add", "--torrent=hybrid", text(source)]);
+        let (theirs, ours) = (node.file("theirs.torrent"), node.file(&format!("{name}.torrent")));
+        let made = libtorrent_says(&["make", text(source), text(&theirs), piece_length, "hybrid"]);
+        for hash in ["infohash", "infohash_v2"] {
+            assert!(made[hash].is_string(), "{made}");
+            assert_eq!(added[hash], made[hash], "{name}");
+        }
+        // A torrent made later from what is stored is the same torrent.
+        let cid = added["cid"].as_str().expect("a CID");
+        node.json(&[
+            "torrent",
+            "create",
+            cid,
+            "--name",
+            name,
+            "--version",
+            "hybrid",
+            "--output",
+            text(&ours),
+        ]);
+        let described = libtorrent_says(&["describe", text(&ours)]);
+        assert_eq!(described, libtorrent_says(&["describe", text(&theirs)]));
+        // By either, over the wire of v1; and known here by its v2 infohash alone.
+        let magnet = added["magnet"].as_str().expect("a magnet");
+        for reference in [text(&ours), magnet] {
+            let got = tempfile::tempdir().expect("a directory");
+            let said = libtorrent_says(&["get", reference, text(got.path()), &node.bittorrent()]);
+            assert_eq!(said["infohash_v2"], added["infohash_v2"]);
+            let came = got.path().join(name);
+            assert!(source.is_dir() || same(source, &came));
+            names.iter().for_each(|below| assert!(same(&source.join(below), &came.join(below)), "{below}"));
+        }
+        let v2 = format!("magnet:?xt=urn:btmh:1220{}", added["infohash_v2"].as_str().expect("hex"));
+        let got = node.json(&["get", &v2, "--output", text(&node.file(&format!("{name}.got")))]);
+        assert_eq!(got["cid"], added["cid"]);
+        // Downloaded from libtorrent, it is the CID of what was added: pads are no content.
+        let seed = Seed::start(&theirs, source.parent().expect("a folder"));
+        let mut other = Node::init(None);
+        other.start();
+        assert_eq!(download(&other, &theirs, &seed.address, &other.file("back")), cid);
+    }
+}
+
 #[test]
 fn aria2_downloads_from_us_by_magnet() {
     let mut node = Node::init(None);

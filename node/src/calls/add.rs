@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
-use btfs_bittorrent::create::{self, TorrentFile};
+use btfs_bittorrent::create::{self, TorrentFile, Version};
 use btfs_storage::import::{self, DirBuilder, IgnoreRules, ImportOptions, Imported, Profile};
 use btfs_storage::{Bytes, Class, Ingested, Store};
 use futures::{Stream, TryStreamExt};
@@ -48,6 +48,8 @@ pub struct AddRequest {
     pub no_empty_dirs: bool,
     /// Make a torrent in the same pass.
     pub torrent: bool,
+    /// Whether it is one of v1 alone, or of v2 (BEP 52), too.
+    pub torrent_version: Version,
     /// Leave file contents where they are instead of copying them: the files must stay, and stay the same.
     pub nocopy: bool,
     /// The rest.
@@ -75,6 +77,9 @@ pub struct Added {
     /// v1 infohash, if a torrent was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub infohash: Option<String>,
+    /// v2 infohash, if the torrent is a hybrid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub infohash_v2: Option<String>,
     /// Its magnet link.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub magnet: Option<String>,
@@ -179,7 +184,9 @@ fn import_paths(
     let total = single.filter(|_| request.with.is_empty()).map(|found| found.len());
     let mut progress = |bytes| progress.step("adding", bytes, total);
     let mut hasher = match request.torrent {
-        true => Some(create::Hasher::for_path(&request.path, profile, options, name)?),
+        true => {
+            Some(create::Hasher::for_path(&request.path, profile, options, name, request.torrent_version)?)
+        }
         false => None,
     };
     let mut target = match request.nocopy {
@@ -219,6 +226,7 @@ pub(crate) fn added(done: Imported, stored: Ingested, name: String, torrent: Opt
         new_blocks: stored.new_blocks,
         new_bytes: stored.new_bytes,
         infohash: torrent.map(|torrent| torrent.infohash().to_string()),
+        infohash_v2: torrent.and_then(TorrentFile::infohash_v2),
         magnet: torrent.map(|torrent| torrent.magnet().to_string()),
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
-use btfs_bittorrent::create::{self, TorrentFile};
+use btfs_bittorrent::create::{self, TorrentFile, Version};
 use btfs_bittorrent::{InfoHash, Phase, TorrentStatus};
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,8 @@ pub struct TorrentCreateRequest {
     pub reference: String,
     /// The name inside the torrent.
     pub name: String,
+    /// Whether it is one of v1 alone, or of v2 (BEP 52), too.
+    pub version: Version,
     /// Bytes of a piece, a power of two from 16 KiB on; by size if not given.
     pub piece_length: Option<u32>,
     /// HTTP trackers to announce to.
@@ -78,6 +80,8 @@ call!(TorrentRemoveRequest => TorrentInfo, "torrent/rm");
 pub struct TorrentInfo {
     /// v1 infohash, hex.
     pub infohash: String,
+    /// v2 infohash of a hybrid, hex.
+    pub infohash_v2: Option<String>,
     /// Its magnet link.
     pub magnet: String,
     /// Its name.
@@ -127,6 +131,7 @@ fn info(status: TorrentStatus) -> TorrentInfo {
     };
     TorrentInfo {
         infohash: status.id.to_string(),
+        infohash_v2: status.v2.map(hex::encode),
         magnet: status.magnet().to_string(),
         name: status.name,
         state: state.into(),
@@ -153,9 +158,10 @@ async fn make(node: Arc<Node>, request: TorrentCreateRequest, progress: Progress
     let root = retriever.resolve(&reference, &[], &progress).await?;
     let lease = retriever.whole(&root, None, &progress).await?.lease;
     let store = node.store.clone();
-    let (name, length) = (request.name.clone(), request.piece_length);
+    let (name, version, length) = (request.name.clone(), request.version, request.piece_length);
     let mut torrent = tokio::task::spawn_blocking(move || {
-        create::from_root(&store, &root, &name, length, &mut |bytes| progress.step("hashing", bytes, None))
+        let mut progress = |bytes| progress.step("hashing", bytes, None);
+        create::from_root(&store, &root, &name, version, length, &mut progress)
     })
     .await??;
     torrent.trackers = request.trackers;
@@ -167,6 +173,7 @@ async fn make(node: Arc<Node>, request: TorrentCreateRequest, progress: Progress
     seed(&node, &torrent).await?;
     Ok(TorrentInfo {
         infohash: torrent.infohash().to_string(),
+        infohash_v2: torrent.infohash_v2(),
         magnet: torrent.magnet().to_string(),
         name: request.name,
         state: if node.is_online() { "seeding" } else { "recorded" }.into(),

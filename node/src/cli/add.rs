@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use axum::body::Body;
-use clap::Args;
+use btfs_bittorrent::create::Version;
+use clap::{Args, ValueEnum};
 
 use super::Context;
 use super::client::Client;
@@ -38,6 +39,24 @@ Examples:
 
 An add that was broken off is simply started again: it reads and hashes everything anew, and stores what is missing.";
 
+/// Which kind of torrent is made.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum TorrentVersion {
+    /// The one that every client reads.
+    V1,
+    /// v1 and v2 in one.
+    Hybrid,
+}
+
+impl From<TorrentVersion> for Version {
+    fn from(version: TorrentVersion) -> Version {
+        match version {
+            TorrentVersion::V1 => Version::V1,
+            TorrentVersion::Hybrid => Version::Hybrid,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(after_long_help = ABOUT)]
 pub struct Add {
@@ -59,9 +78,10 @@ pub struct Add {
     /// Announce a private file like any other.
     #[arg(long, requires = "private", help_heading = OPTIONS)]
     announce: bool,
-    /// Make and seed a torrent, hashed in the same pass.
-    #[arg(long, help_heading = OPTIONS)]
-    torrent: bool,
+    /// Make and seed a torrent, hashed in the same pass: v1, or `--torrent=hybrid` for one that clients of v2 read, too.
+    #[arg(long, value_name = "VERSION", num_args = 0..=1, require_equals = true, default_missing_value = "v1",
+        help_heading = OPTIONS)]
+    torrent: Option<TorrentVersion>,
     /// Leave file contents where they are instead of copying them: the files must stay, and stay the same.
     #[arg(long, conflicts_with = "only_hash", help_heading = OPTIONS)]
     nocopy: bool,
@@ -213,7 +233,7 @@ impl Add {
         if self.nocopy {
             bail!("standard input lies in no file; --nocopy takes paths");
         }
-        if self.torrent {
+        if self.torrent.is_some() {
             bail!("standard input has no name, which a torrent needs: write it to a file first");
         }
         if self.recorded.preserve_mode || self.recorded.preserve_mtime {
@@ -263,7 +283,8 @@ impl Add {
             dereference_symlinks: taken.dereference_symlinks,
             dereference_args: taken.dereference_args,
             no_empty_dirs: taken.empty_dirs == Some(false),
-            torrent: self.torrent,
+            torrent: self.torrent.is_some(),
+            torrent_version: self.torrent.map(Version::from).unwrap_or_default(),
             nocopy: self.nocopy,
             options: self.options(),
         })

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use super::Context;
+use super::add::TorrentVersion;
 use super::files::absolute_torrent;
 use crate::calls::torrent::{
     TorrentAddRequest, TorrentCreateRequest, TorrentInfo, TorrentListRequest, TorrentRemoveRequest,
@@ -20,6 +21,9 @@ pub enum Torrent {
         /// The name inside the torrent.
         #[arg(long)]
         name: String,
+        /// v1, or hybrid: one that clients of v2 (BEP 52) read, too.
+        #[arg(long, value_name = "VERSION", default_value = "v1")]
+        version: TorrentVersion,
         /// Size of a piece, such as 256KiB; by size if not given.
         #[arg(long, value_name = "SIZE")]
         piece_length: Option<ByteSize>,
@@ -58,10 +62,11 @@ pub enum Torrent {
 impl Torrent {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
         match self {
-            Self::Create { reference, name, piece_length, trackers, output } => {
+            Self::Create { reference, name, version, piece_length, trackers, output } => {
                 let request = TorrentCreateRequest {
                     reference,
                     name,
+                    version: version.into(),
                     piece_length: piece_length.map(|size| u32::try_from(size.0)).transpose()?,
                     trackers,
                     out: output.map(std::path::absolute).transpose()?,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use btfs_bittorrent::infohash::multihash_v2;
 use btfs_bittorrent::metainfo::Metainfo;
 use btfs_bittorrent::{Engine, InfoHash, Magnet, TorrentId, TorrentSource};
 use btfs_storage::{Cid, alias};
@@ -77,12 +78,12 @@ pub async fn fetch(
 /// The root under which this node already has the torrent's content.
 async fn known(node: &Node, source: &TorrentSource) -> Result<Option<Cid>, RetrieveError> {
     let hash = match source {
-        TorrentSource::Magnet(Magnet { btih: Some(hash), .. }) => *hash,
+        TorrentSource::Magnet(Magnet { btih: Some(hash), .. }) => hash.multihash(),
+        TorrentSource::Magnet(Magnet { btmh: Some(hash), .. }) => multihash_v2(hash),
         TorrentSource::Magnet(_) => return Ok(None),
-        TorrentSource::Metainfo(bytes) => Metainfo::parse(bytes).map_err(failed)?.info.hash(),
+        TorrentSource::Metainfo(bytes) => Metainfo::parse(bytes).map_err(failed)?.info.hash().multihash(),
     };
-    let found =
-        node.store.run(move |store| alias::lookup(store.state(), &hash.multihash())).await.map_err(failed)?;
+    let found = node.store.run(move |store| alias::lookup(store.state(), &hash)).await.map_err(failed)?;
     Ok(found.first().map(|alias| alias.root))
 }
 

@@ -4,10 +4,13 @@
 //! the DAG, which is the order of the torrent. [`from_root`] reads a stored DAG back once in the same order and gives the same
 //! infohash.
 //!
+//! A [`Version::Hybrid`] torrent is one of v1 and one of v2 (BEP 52) over the same files: pads (BEP 47) bring every file to
+//! the beginning of a piece, so that both cut it alike. They are not content and not part of the DAG.
+//!
 //! What a v1 torrent cannot say (empty directories, links that leave the tree) is an error that names the entry: a download would
 //! not have the CID that the torrent promises.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use btfs_storage::db::Batch;
@@ -15,12 +18,14 @@ use btfs_storage::import::{ImportError, ImportOptions, Imported, Leaf, Observer,
 use btfs_storage::read::{self, FileReader, Kind, ReadError};
 use btfs_storage::{BlockSource, Cid, Ingest, Store, StoreError};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
 use crate::assemble::link_text;
 use crate::infohash::InfoHash;
 use crate::layout::LEAF;
 use crate::magnet::Magnet;
+use crate::merkle::{self, FileHasher};
 use crate::metainfo::{
     FileEntry, FileKind, Info, MAX_PIECE_LENGTH, MAX_TOTAL, MIN_PIECE_LENGTH, Metainfo, MetainfoError,
 };
@@ -64,6 +69,17 @@ pub enum CreateError {
     Survey(#[from] ImportError),
 }
 
+/// What a torrent that is made can be read as.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Version {
+    /// v1 alone, which every client reads.
+    #[default]
+    V1,
+    /// v1 and v2.
+    Hybrid,
+}
+
 /// A torrent of content that this node has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TorrentFile {
@@ -71,11 +87,18 @@ pub struct TorrentFile {
     pub root: Cid,
     /// The info dictionary.
     pub info: Info,
+    /// The piece layers of a hybrid, by pieces root.
+    layers: Option<BTreeMap<merkle::Hash, Vec<merkle::Hash>>>,
     /// Tracker URLs, to be set by whoever has some.
     pub trackers: Vec<String>,
 }
 
 impl TorrentFile {
+    /// The v2 infohash of a hybrid, as hex.
+    pub fn infohash_v2(&self) -> Option<String> {
+        self.info.hash_v2().map(hex::encode)
+    }
+
     /// The v1 infohash.
     pub fn infohash(&self) -> InfoHash {
         self.info.hash()
@@ -85,13 +108,15 @@ impl TorrentFile {
     pub fn magnet(&self) -> Magnet {
         Magnet {
             trackers: self.trackers.clone(),
+            btmh: self.info.hash_v2(),
             ..Magnet::v1(self.info.hash(), Some(self.info.name.clone()))
         }
     }
 
     /// The bytes of the `.torrent` file.
     pub fn encode(&self) -> Vec<u8> {
-        Metainfo { info: self.info.clone(), trackers: self.trackers.clone() }.encode()
+        let metainfo = Metainfo { info: self.info.clone(), trackers: self.trackers.clone() };
+        metainfo.encode_with(self.layers.as_ref())
     }
 
     /// Keeps the torrent with an import: the info dictionary goes to `ingest`; record, pins and alias to `batch`, with which
@@ -148,10 +173,23 @@ impl PieceHasher {
     }
 }
 
+/// Zeros of pads, for hashing.
+static ZEROS: [u8; 16 << 10] = [0; 16 << 10];
+
+/// What a hybrid has beside v1.
+struct Trees {
+    current: FileHasher,
+    /// Of each file, in step with the list of files.
+    roots: Vec<Option<merkle::Hash>>,
+    layers: BTreeMap<merkle::Hash, Vec<merkle::Hash>>,
+}
+
 /// Hashes the pieces of an import as it goes by. Pass it as the observer, then [`Hasher::finish`].
 pub struct Hasher {
     name: String,
     hasher: PieceHasher,
+    /// Of a hybrid.
+    trees: Option<Trees>,
     files: Vec<FileEntry>,
     multi_file: bool,
     /// Directories that hold something.
@@ -166,11 +204,26 @@ impl Hasher {
         profile: &Profile,
         options: &ImportOptions,
         name: &str,
+        version: Version,
     ) -> Result<Hasher, CreateError> {
         if *profile != Profile::V1_2025 {
             return Err(CreateError::Profile(profile.name()));
         }
-        Ok(Hasher::new(name, piece_length_for_path(path, options)?))
+        Hasher::of(name, piece_length_for_path(path, options)?, version)
+    }
+
+    /// [`new`](Self::new) of a version. A hybrid's pieces have a power of two of bytes, at least 16 KiB.
+    pub fn of(name: &str, piece_length: u32, version: Version) -> Result<Hasher, CreateError> {
+        let mut hasher = Hasher::new(name, piece_length);
+        if version == Version::Hybrid {
+            let current = FileHasher::new(piece_length).filter(|_| piece_length <= MAX_PIECE_LENGTH);
+            let current = current.ok_or_else(|| {
+                let rule = "the pieces of a hybrid have a power of two of bytes, from 16 KiB to 64 MiB";
+                MetainfoError::Invalid(format!("{rule}, not {piece_length}"))
+            })?;
+            hasher.trees = Some(Trees { current, roots: Vec::new(), layers: BTreeMap::new() });
+        }
+        Ok(hasher)
     }
 
     /// For pieces of `piece_length` bytes (see [`piece_length()`]; for a stream of unknown size, 1 MiB).
@@ -179,6 +232,7 @@ impl Hasher {
         Hasher {
             name: name.to_owned(),
             hasher: PieceHasher { piece_length, current: Sha1::new(), filled: 0, hashes: Vec::new() },
+            trees: None,
             files: Vec::new(),
             multi_file: false,
             filled: HashSet::new(),
@@ -188,7 +242,14 @@ impl Hasher {
 
     fn begin(&mut self, path: &[String], kind: FileKind) {
         self.mark_filled(path);
-        self.files.push(FileEntry { path: path.to_vec(), length: 0, kind });
+        self.push(FileEntry { path: path.to_vec(), length: 0, kind });
+    }
+
+    fn push(&mut self, file: FileEntry) {
+        self.files.push(file);
+        if let Some(trees) = &mut self.trees {
+            trees.roots.push(None);
+        }
     }
 
     fn mark_filled(&mut self, path: &[String]) {
@@ -198,10 +259,49 @@ impl Hasher {
     }
 
     fn bytes(&mut self, content: &[u8]) {
+        if content.is_empty() {
+            return;
+        }
+        self.align();
         if let Some(file) = self.files.last_mut() {
             file.length += content.len() as u64;
         }
         self.hasher.update(content);
+        if let Some(trees) = &mut self.trees {
+            trees.current.update(content);
+        }
+    }
+
+    /// Before the first bytes of a file of a hybrid: pads up to the next piece.
+    fn align(&mut self) {
+        let filled = self.hasher.filled;
+        if self.trees.is_none() || filled == 0 || self.files.last().is_none_or(|file| file.length > 0) {
+            return;
+        }
+        let mut missing = self.hasher.piece_length - filled;
+        let pad = FileEntry { path: Vec::new(), length: missing.into(), kind: FileKind::Pad };
+        let Some(file) = self.files.pop() else { return };
+        if let Some(trees) = &mut self.trees {
+            trees.roots.pop();
+        }
+        self.push(pad);
+        self.push(file);
+        while missing > 0 {
+            let zeros = &ZEROS[..ZEROS.len().min(missing as usize)];
+            self.hasher.update(zeros);
+            missing -= zeros.len() as u32;
+        }
+    }
+
+    fn end(&mut self) {
+        let Some(trees) = &mut self.trees else { return };
+        let hashes = trees.current.finish();
+        if let Some(last) = trees.roots.last_mut() {
+            *last = hashes.root;
+        }
+        if let Some(root) = hashes.root.filter(|_| !hashes.layer.is_empty()) {
+            trees.layers.insert(root, hashes.layer);
+        }
     }
 
     fn link(&mut self, path: &[String], target: &[u8]) {
@@ -233,8 +333,12 @@ impl Hasher {
             self.hasher.close();
         }
         let (length, hashes) = (self.hasher.piece_length, &self.hasher.hashes);
-        let info = Info::build(&self.name, length, &self.files, self.multi_file, hashes)?;
-        Ok(TorrentFile { root, info, trackers: Vec::new() })
+        let (name, files, multi_file) = (&self.name, &self.files, self.multi_file);
+        let info = match &self.trees {
+            None => Info::build(name, length, files, multi_file, hashes)?,
+            Some(trees) => Info::build_hybrid(name, length, files, multi_file, hashes, &trees.roots)?,
+        };
+        Ok(TorrentFile { root, info, layers: self.trees.map(|trees| trees.layers), trackers: Vec::new() })
     }
 }
 
@@ -247,7 +351,9 @@ impl Observer for Hasher {
         self.bytes(&leaf.content);
     }
 
-    fn file_end(&mut self, _file: &Imported) {}
+    fn file_end(&mut self, _file: &Imported) {
+        self.end();
+    }
 
     fn directory(&mut self, path: &[String], _root: &Cid) {
         self.directory_done(path);
@@ -268,6 +374,7 @@ pub fn from_root(
     src: &dyn BlockSource,
     root: &Cid,
     name: &str,
+    version: Version,
     piece_length: Option<u32>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<TorrentFile, CreateError> {
@@ -275,8 +382,8 @@ pub fn from_root(
     list(src, root, &mut Vec::new(), &mut entries)?;
     let sizes = entries.iter().filter_map(|e| if let What::File(size) = e.what { Some(size) } else { None });
     let (total, files) = sizes.fold((0u64, 0u64), |(total, n), size| (total.saturating_add(size), n + 1));
-    let mut maker =
-        Hasher::new(name, piece_length.unwrap_or_else(|| self::piece_length(total.min(MAX_TOTAL), files)));
+    let length = piece_length.unwrap_or_else(|| self::piece_length(total.min(MAX_TOTAL), files));
+    let mut maker = Hasher::of(name, length, version)?;
     let mut done = 0;
     for entry in entries {
         match entry.what {
@@ -290,6 +397,7 @@ pub fn from_root(
                     done += bytes.len() as u64;
                     progress(done);
                 }
+                maker.end();
             }
         }
         if let Some(problem) = maker.problem {

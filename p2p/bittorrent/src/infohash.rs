@@ -1,4 +1,4 @@
-//! Infohashes: the names of torrents. v1 is the SHA-1 of the `info` dictionary (BEP 3).
+//! Infohashes: the names of torrents. v1 is the SHA-1 of the `info` dictionary (BEP 3), v2 its SHA-256 (BEP 52).
 
 use std::fmt;
 use std::str::FromStr;
@@ -30,6 +30,11 @@ impl InfoHash {
     pub fn multihash(&self) -> Vec<u8> {
         self.cid().hash().to_bytes()
     }
+}
+
+/// The multihash bytes under which the alias table knows a torrent by its v2 infohash: CID(torrent-info, sha2-256).
+pub fn multihash_v2(digest: &[u8; 32]) -> Vec<u8> {
+    hash::cid_from_digest(hash::TORRENT_INFO, hash::SHA2_256, digest).hash().to_bytes()
 }
 
 impl fmt::Display for InfoHash {

@@ -8,7 +8,7 @@
 //! Layers, each testable without the one above:
 //!
 //! - bytes: [`bencode`], [`metainfo`], [`magnet`], [`infohash`], [`wire`];
-//! - arithmetic: [`layout`] (pieces over leaves), [`bitfield`];
+//! - arithmetic: [`layout`] (pieces over leaves), [`merkle`] (the hashes of v2), [`bitfield`];
 //! - decisions: [`picker`] (what to request), [`choker`] (whom to serve), as state machines without clocks or sockets;
 //! - storage: [`bridge`] (piece to leaves), [`assemble`] (pieces to leaves to root), [`records`] (what survives a restart),
 //!   [`create`];
@@ -28,6 +28,7 @@ pub mod engine;
 pub mod infohash;
 pub mod layout;
 pub mod magnet;
+pub mod merkle;
 pub mod metainfo;
 pub mod picker;
 pub mod records;

@@ -1,14 +1,16 @@
-//! Metainfo: the `info` dictionary of a v1 torrent and the `.torrent` file around it (BEP 3, 12, 27, 47).
+//! Metainfo: the `info` dictionary of a v1 or hybrid torrent and the `.torrent` file around it (BEP 3, 12, 27, 47, 52).
 //!
 //! Everything here came from a stranger, so [`Info::parse`] checks what later code relies on: paths are plain and distinct,
 //! lengths add up without overflow, and there is exactly one hash per piece.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
+use btfs_storage::hash;
 use bytes::Bytes;
 
 use crate::bencode::{self, BencodeError, Dict, Owned, Value};
 use crate::infohash::InfoHash;
+use crate::merkle;
 
 /// Largest `info` dictionary: it is stored as one block, and blocks end at 2 MiB. Enough for about 100,000 pieces.
 pub const MAX_INFO: usize = btfs_storage::MAX_BLOCK;
@@ -94,6 +96,7 @@ pub struct Info {
     pieces: Bytes,
     raw: Bytes,
     hash: InfoHash,
+    hash_v2: Option<[u8; 32]>,
 }
 
 impl Info {
@@ -148,6 +151,7 @@ impl Info {
             total,
             pieces: raw.slice_ref(pieces),
             hash: InfoHash::of(&raw),
+            hash_v2: is_hybrid(dict).then(|| hash::sha256(&raw)),
             raw: raw.clone(),
         })
     }
@@ -160,23 +164,34 @@ impl Info {
         multi_file: bool,
         pieces: &[u8],
     ) -> Result<Info, MetainfoError> {
-        let mut dict = std::collections::BTreeMap::new();
-        let mut put = |key: &str, value: Owned| dict.insert(key.as_bytes().to_vec(), value);
-        put("name", Owned::text(name));
-        put("piece length", Owned::Int(i64::from(piece_length)));
-        put("pieces", Owned::Bytes(pieces.to_vec()));
-        if multi_file {
-            put("files", Owned::List(files.iter().map(encode_file).collect()));
-        } else {
-            let file = files.first().ok_or(MetainfoError::Missing("length"))?;
-            put("length", Owned::Int(file.length.min(MAX_TOTAL + 1) as i64));
-        }
+        Info::parse(&Owned::Dict(encode_v1(name, piece_length, files, multi_file, pieces)?).encode())
+    }
+
+    /// [`build`](Self::build) of a hybrid torrent: a v1 and a v2 torrent (BEP 52) in one dictionary. `roots` are the
+    /// pieces roots of `files`, one each: `None` for pads, links and empty files. Every file that has one must begin at
+    /// a piece, by pads before it.
+    pub fn build_hybrid(
+        name: &str,
+        piece_length: u32,
+        files: &[FileEntry],
+        multi_file: bool,
+        pieces: &[u8],
+        roots: &[Option<merkle::Hash>],
+    ) -> Result<Info, MetainfoError> {
+        let mut dict = encode_v1(name, piece_length, files, multi_file, pieces)?;
+        dict.insert(b"meta version".to_vec(), Owned::Int(2));
+        dict.insert(b"file tree".to_vec(), file_tree(name, files, multi_file, roots)?);
         Info::parse(&Owned::Dict(dict).encode())
     }
 
     /// The v1 infohash.
     pub fn hash(&self) -> InfoHash {
         self.hash
+    }
+
+    /// The v2 infohash of a hybrid: SHA-256 of the dictionary. What it says of files beside v1 is not looked at.
+    pub fn hash_v2(&self) -> Option<[u8; 32]> {
+        self.hash_v2
     }
 
     /// The exact bytes that the infohash is over.
@@ -231,7 +246,18 @@ impl Metainfo {
 
     /// The bytes of a `.torrent` file; each tracker is a tier of its own.
     pub fn encode(&self) -> Vec<u8> {
-        let mut top = std::collections::BTreeMap::new();
+        self.encode_with(None)
+    }
+
+    /// [`encode`](Self::encode) with the piece layers that a hybrid needs to be taken for one: of each file longer than a
+    /// piece, by its root.
+    pub fn encode_with(&self, layers: Option<&BTreeMap<merkle::Hash, Vec<merkle::Hash>>>) -> Vec<u8> {
+        let mut top = BTreeMap::new();
+        if let Some(layers) = layers {
+            let layer = |hashes: &Vec<merkle::Hash>| Owned::Bytes(hashes.concat());
+            let layers = layers.iter().map(|(root, hashes)| (root.to_vec(), layer(hashes))).collect();
+            top.insert(b"piece layers".to_vec(), Owned::Dict(layers));
+        }
         top.insert(b"info".to_vec(), Owned::Raw(self.info.raw.to_vec()));
         top.insert(b"created by".to_vec(), Owned::text(concat!("btfs ", env!("CARGO_PKG_VERSION"))));
         if let Some(first) = self.trackers.first() {
@@ -309,11 +335,78 @@ fn check_paths(files: &[FileEntry]) -> Result<(), MetainfoError> {
     Ok(())
 }
 
+/// Whether an `info` dictionary is that of a v2 torrent, too.
+fn is_hybrid(dict: &Dict<'_>) -> bool {
+    dict.int("meta version") == Some(2) && dict.dict("file tree").is_some()
+}
+
+/// The keys of v1.
+fn encode_v1(
+    name: &str,
+    piece_length: u32,
+    files: &[FileEntry],
+    multi_file: bool,
+    pieces: &[u8],
+) -> Result<BTreeMap<Vec<u8>, Owned>, MetainfoError> {
+    let mut dict = BTreeMap::new();
+    let mut put = |key: &str, value: Owned| dict.insert(key.as_bytes().to_vec(), value);
+    put("name", Owned::text(name));
+    put("piece length", Owned::Int(i64::from(piece_length)));
+    put("pieces", Owned::Bytes(pieces.to_vec()));
+    if multi_file {
+        put("files", Owned::List(files.iter().map(encode_file).collect()));
+    } else {
+        let file = files.first().ok_or(MetainfoError::Missing("length"))?;
+        put("length", Owned::Int(file.length.min(MAX_TOTAL + 1) as i64));
+    }
+    Ok(dict)
+}
+
+/// The files as BEP 52 has them: nested dictionaries by name, what is known of a file under the empty name.
+fn file_tree(
+    name: &str,
+    files: &[FileEntry],
+    multi_file: bool,
+    roots: &[Option<merkle::Hash>],
+) -> Result<Owned, MetainfoError> {
+    let entries = || files.iter().filter(|file| file.kind != FileKind::Pad);
+    // Dictionaries are sorted, and both lists must go in the same order.
+    if !entries().is_sorted_by(|a, b| a.path < b.path) {
+        return Err(MetainfoError::Invalid("files of a hybrid torrent that are not sorted by path".into()));
+    }
+    let mut tree = BTreeMap::new();
+    for (file, root) in files.iter().zip(roots).filter(|(file, _)| file.kind != FileKind::Pad) {
+        let length = Owned::Int(file.length.min(MAX_TOTAL + 1) as i64);
+        let mut known = BTreeMap::from([(b"length".to_vec(), length)]);
+        if let Some(root) = root {
+            known.insert(b"pieces root".to_vec(), Owned::Bytes(root.to_vec()));
+        }
+        if let FileKind::Symlink(target) = &file.kind {
+            known.insert(b"attr".to_vec(), Owned::text("l"));
+            known.insert(b"symlink path".to_vec(), text_list(target));
+        }
+        let alone = [name.to_owned()];
+        let mut at = &mut tree;
+        for part in if multi_file { file.path.as_slice() } else { &alone } {
+            let below = at.entry(part.as_bytes().to_vec()).or_insert_with(|| Owned::Dict(BTreeMap::new()));
+            let Owned::Dict(below) = below else {
+                return Err(MetainfoError::Invalid(format!("{:?} lies below a file", file.path.join("/"))));
+            };
+            at = below;
+        }
+        at.insert(Vec::new(), Owned::Dict(known));
+    }
+    Ok(Owned::Dict(tree))
+}
+
+fn text_list(path: &[String]) -> Owned {
+    Owned::List(path.iter().map(|part| Owned::text(part)).collect())
+}
+
 fn encode_file(file: &FileEntry) -> Owned {
-    let list = |path: &[String]| Owned::List(path.iter().map(|c| Owned::text(c)).collect());
     let length = Owned::Int(file.length.min(MAX_TOTAL + 1) as i64);
     match &file.kind {
-        FileKind::Regular => Owned::dict([("length", length), ("path", list(&file.path))]),
+        FileKind::Regular => Owned::dict([("length", length), ("path", text_list(&file.path))]),
         FileKind::Pad => {
             let name = Owned::List(vec![Owned::text(".pad"), Owned::text(&file.length.to_string())]);
             Owned::dict([("attr", Owned::text("p")), ("length", length), ("path", name)])
@@ -321,8 +414,8 @@ fn encode_file(file: &FileEntry) -> Owned {
         FileKind::Symlink(target) => Owned::dict([
             ("attr", Owned::text("l")),
             ("length", Owned::Int(0)),
-            ("path", list(&file.path)),
-            ("symlink path", list(target)),
+            ("path", text_list(&file.path)),
+            ("symlink path", text_list(target)),
         ]),
     }
 }

@@ -13,7 +13,7 @@ use btfs_storage::{BlockSink, Cid, Class, Ingest, Pin, PinId, PinKind, Store, St
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteArray;
 
-use crate::infohash::InfoHash;
+use crate::infohash::{self, InfoHash};
 use crate::metainfo::{FileKind, Info};
 
 /// Torrents by infohash.
@@ -92,7 +92,7 @@ pub fn put_info(
     Ok(batch.put(&TORRENTS, &hash.0, record)?)
 }
 
-/// Pins a torrent's content and adds its alias.
+/// Pins a torrent's content and adds its alias, and that of its v2 infohash if it has one.
 pub fn pin_root(store: &Store, batch: &mut Batch, info: &Info, root: &Cid) -> Result<(), StoreError> {
     let hash = info.hash();
     let pin = Pin {
@@ -105,7 +105,11 @@ pub fn pin_root(store: &Store, batch: &mut Batch, info: &Info, root: &Cid) -> Re
     };
     store.pin(batch, &pin)?;
     let length = info.files.iter().filter(|f| f.kind != FileKind::Pad).map(|f| f.length).sum();
-    Ok(alias::add(batch, &hash.multihash(), &Alias { root: *root, offset: 0, length })?)
+    let found = Alias { root: *root, offset: 0, length };
+    if let Some(v2) = info.hash_v2() {
+        alias::add(batch, &infohash::multihash_v2(&v2), &found)?;
+    }
+    Ok(alias::add(batch, &hash.multihash(), &found)?)
 }
 
 /// Keeps a complete torrent: everything that a later start needs to seed it.

@@ -17,6 +17,7 @@ pub(super) fn run(source: &Source, report: &mut Report) {
         ours.push(add(source, &["add", source.path(), "--json"]));
     }
     let torrent = add(source, &["add", source.path(), "--torrent", "--json"]);
+    let hybrid = add(source, &["add", source.path(), "--torrent=hybrid", "--json"]);
     let middle = |of: fn(&Usage) -> f64, all: &[Usage]| median(all.iter().map(of).collect());
     let (cpu, wall) = (|usage: &Usage| usage.cpu, |usage: &Usage| usage.wall);
     let openssl_cpu = middle(cpu, &yardsticks) / source.gib();
@@ -24,11 +25,16 @@ pub(super) fn run(source: &Source, report: &mut Report) {
     for (name, value, bound) in [
         ("add, CPU", middle(cpu, &ours), Bound::RatioAtMost(2.5)),
         ("add --torrent (v1), CPU", torrent.cpu, Bound::None),
+        ("add --torrent (v1 and v2), CPU", hybrid.cpu, Bound::None),
     ] {
         let yardstick = Some((openssl_cpu, "openssl"));
         report.line(Line { name, value: value / source.gib(), unit: "s/GiB", yardstick, bound });
     }
-    for (name, wall) in [("add, rate", middle(wall, &ours)), ("add --torrent (v1), rate", torrent.wall)] {
+    for (name, wall) in [
+        ("add, rate", middle(wall, &ours)),
+        ("add --torrent (v1), rate", torrent.wall),
+        ("add --torrent (v1 and v2), rate", hybrid.wall),
+    ] {
         let yardstick = Some((openssl_rate, "openssl"));
         report.line(Line { name, value: source.mib() / wall, unit: "MiB/s", yardstick, bound: Bound::None });
     }

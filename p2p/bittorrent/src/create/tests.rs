@@ -52,7 +52,7 @@ fn a_stream_is_hashed_in_pieces() {
     assert_eq!((info.total, info.piece_count(), info.multi_file), (3_000_000, 3, false));
     let expected: [u8; 20] = Sha1::digest(&data[1 << 20..2 << 20]).into();
     assert_eq!(info.piece_hash(1), expected);
-    let again = from_root(&memory, &imported.root, "data", Some(1 << 20), &mut |_| {}).unwrap();
+    let again = from_root(&memory, &imported.root, "data", Version::V1, Some(1 << 20), &mut |_| {}).unwrap();
     assert_eq!(again.infohash(), info.hash());
 }
 
@@ -77,7 +77,8 @@ fn a_tree_gives_the_same_torrent_from_disk_and_from_blocks() {
     assert_eq!(paths, ["a", "b/c/deep", "b/link", "b.txt", "z"]);
     assert_eq!(info.files[2].kind, FileKind::Symlink(text(&["a"])));
     let mut last = 0;
-    let again = from_root(&memory, &imported.root, "tree", None, &mut |done| last = done).unwrap();
+    let again =
+        from_root(&memory, &imported.root, "tree", Version::V1, None, &mut |done| last = done).unwrap();
     assert_eq!((again.infohash(), last), (info.hash(), info.total));
 }
 
@@ -93,7 +94,7 @@ fn what_a_torrent_cannot_hold_is_named() {
             .unwrap();
     for error in [
         maker.finish(imported.root).unwrap_err(),
-        from_root(&memory, &imported.root, "t", None, &mut |_| {}).unwrap_err(),
+        from_root(&memory, &imported.root, "t", Version::V1, None, &mut |_| {}).unwrap_err(),
     ] {
         assert!(matches!(error, CreateError::Unrepresentable { path, .. } if path == "full/empty"));
     }

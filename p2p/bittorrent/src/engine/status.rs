@@ -15,6 +15,8 @@ use crate::magnet::Magnet;
 pub struct TorrentStatus {
     /// Its infohash.
     pub id: InfoHash,
+    /// The v2 infohash of a hybrid; `None` until the metadata is known.
+    pub v2: Option<[u8; 32]>,
     /// Its name, or the infohash while that is unknown.
     pub name: String,
     /// Where it stands.
@@ -51,7 +53,7 @@ impl TorrentStatus {
     /// The magnet link.
     pub fn magnet(&self) -> Magnet {
         let trackers = self.trackers.iter().map(|t| t.url.clone()).collect();
-        Magnet { trackers, ..Magnet::v1(self.id, Some(self.name.clone())) }
+        Magnet { trackers, btmh: self.v2, ..Magnet::v1(self.id, Some(self.name.clone())) }
     }
 }
 
@@ -90,6 +92,7 @@ pub fn of(torrent: &Torrent) -> TorrentStatus {
     };
     TorrentStatus {
         id: torrent.hash,
+        v2: content.and_then(|c| c.info.hash_v2()),
         name: torrent.name.lock().clone(),
         root: if let Phase::Seeding(root) = &phase { Some(*root) } else { None },
         phase,
