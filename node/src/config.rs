@@ -196,6 +196,8 @@ pub struct Storage {
     pub gc_watermark: Option<u8>,
     /// Bytes a second that a daemon reads to find damage; 0: none.
     pub scrub_rate: ByteSize,
+    /// Memory of a daemon for blocks that are read again and again; 0: none.
+    pub hot_blocks: ByteSize,
 }
 
 impl Default for Storage {
@@ -206,6 +208,7 @@ impl Default for Storage {
             reserve: ByteSize(256 << 20),
             gc_watermark: None,
             scrub_rate: ByteSize(2 << 20),
+            hot_blocks: ByteSize(64 << 20),
         }
     }
 }

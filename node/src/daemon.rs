@@ -86,6 +86,7 @@ pub async fn run(
     repo.clear_api_address();
     let node = Arc::new(Node::open(repo, lock).await?);
     anyhow::ensure!(key.public() == node.public_key, "the key file does not hold the key of this repo");
+    node.store.cache_hot_blocks(node.config.storage.hot_blocks.0);
     let services = Services::start(&node, key).await?;
     node.go_online(services);
     let upkeep = tokio::spawn(crate::services::upkeep::run(node.clone()));

@@ -52,6 +52,6 @@ pub use error::{StoreError, size};
 pub use store::decoders;
 pub use store::{
     BackupReport, ClassStat, DirectoryStat, DirectoryState, GcOptions, GcPhase, GcProgress, GcReport,
-    InPlace, Incomplete, Ingest, Ingested, LocatedBlock, Pin, PinId, PinKind, Quota, Removal, RepoStat,
-    ScrubPage, Store, StoreOptions, StoredBlock, Verified,
+    HotStat, InPlace, Incomplete, Ingest, Ingested, LocatedBlock, Pin, PinId, PinKind, Quota, Rebuilt,
+    Removal, RepoStat, ScrubPage, Store, StoreOptions, StoredBlock, Verified,
 };

@@ -58,7 +58,7 @@ fn damage_is_named_with_its_pin_and_repaired_from_another_node() {
     damage(&two.repo());
     let told = two.fails(&["repo", "verify"]);
     assert!(told.contains("1 pin lacks blocks"), "{told}");
-    // Without a network nothing can be fetched, and that is said before anything is read.
+    // Without a network nothing can be fetched, and that is said.
     assert!(two.fails(&["repo", "verify", "--repair"]).contains("daemon"));
     one.start();
     two.start();

@@ -71,6 +71,10 @@ async fn store(node: &Node, registry: &mut Registry) -> Result<(), ApiError> {
         stat.quarantined_blocks,
     );
     gauge(registry, "store_pins", "pins", stat.pins);
+    let hot = node.store.hot_stat();
+    gauge(registry, "store_hot_bytes", "bytes of blocks kept in memory", hot.bytes);
+    gauge(registry, "store_hot_hits", "blocks answered from memory", hot.hits);
+    gauge(registry, "store_hot_misses", "blocks read from the database", hot.misses);
     let live = Labelled::default();
     let reserved = Labelled::default();
     for class in &stat.classes {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
-use btfs_storage::{Class, GcOptions, GcPhase, GcProgress};
+use btfs_storage::{Class, GcOptions, GcPhase, GcProgress, Incomplete, Rebuilt, Store};
 use serde::{Deserialize, Serialize};
 
 use super::pins::{PinInfo, pin_info};
@@ -53,6 +53,14 @@ pub struct RepoStatAnswer {
     pub reserve_bytes: u64,
     /// Pins of all kinds.
     pub pins: u64,
+    /// Memory that a daemon may take for blocks that are read again and again; 0 without a daemon.
+    pub hot_capacity_bytes: u64,
+    /// Bytes of blocks in it.
+    pub hot_bytes: u64,
+    /// Blocks answered from it since the daemon's start.
+    pub hot_hits: u64,
+    /// Blocks read from the database since then.
+    pub hot_misses: u64,
     /// Whether a collection was broken off; the daemon goes on with it, as does `repo gc`.
     pub unfinished_collection: bool,
 }
@@ -94,7 +102,7 @@ call!(GcRequest => GcAnswer, "repo/gc");
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VerifyRequest {
-    /// Fetch what is damaged or lacking from the networks.
+    /// Build databases with damaged tables anew, and fetch what is damaged or lacking from the networks.
     pub repair: bool,
     /// At most so many bytes a second; absent: as fast as it goes.
     pub bytes_per_second: Option<u64>,
@@ -113,12 +121,18 @@ pub struct VerifyAnswer {
     pub blocks_unreadable: u64,
     /// Blocks that are well, but whose index entry was damaged and is written anew.
     pub blocks_reindexed: u64,
+    /// Data directories whose databases have a damaged table, which keeps space from being returned.
+    pub damaged_directories: Vec<PathBuf>,
+    /// Those that were built anew.
+    pub rebuilt: Vec<Rebuilt>,
     /// Pins that lack blocks, at most a thousand of them.
     pub incomplete: Vec<IncompletePin>,
     /// How many there are.
     pub incomplete_pins: u64,
     /// How many of them are whole again.
     pub repaired_pins: u64,
+    /// Whether anything could be fetched.
+    pub online: bool,
 }
 
 /// A pin that lacks blocks.
@@ -173,6 +187,7 @@ pub(super) fn routes(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
 pub async fn repo_stat(node: &Node) -> Answered<RepoStatAnswer> {
     let read = node.store.run(|store| Ok::<_, ApiError>((store.stat()?, store.has_unfinished_collection()?)));
     let (stat, unfinished_collection) = read.await?;
+    let hot = node.store.hot_stat();
     let of = |class: Class| stat.classes.iter().find(|of| of.class == class);
     let bytes = |class| of(class).map_or(0, |of| of.bytes);
     let quota = |class| of(class).and_then(|of| of.quota_bytes);
@@ -192,6 +207,10 @@ pub async fn repo_stat(node: &Node) -> Answered<RepoStatAnswer> {
         free_bytes: stat.disk_free_bytes,
         reserve_bytes: stat.reserve_bytes,
         pins: stat.pins,
+        hot_capacity_bytes: hot.capacity_bytes,
+        hot_bytes: hot.bytes,
+        hot_hits: hot.hits,
+        hot_misses: hot.misses,
         unfinished_collection,
     })
 }
@@ -227,37 +246,10 @@ pub async fn verify(node: Arc<Node>, request: VerifyRequest, progress: Progress)
     if request.bytes_per_second == Some(0) {
         return Err(ApiError::bad("a rate of 0 bytes a second would never end; leave it out for no limit"));
     }
-    if request.repair {
-        // Not after hours of reading.
-        node.host()?;
-    }
     let (store, told) = (node.store.clone(), progress.clone());
-    let work = move || {
-        let total = store.stat()?.bytes;
-        let mut step = |bytes: u64| {
-            told.step("verifying", bytes, Some(total.max(bytes)));
-            !told.is_unheard()
-        };
-        let verified = store.verify(request.bytes_per_second, &mut step)?;
-        let mut incomplete = Vec::new();
-        let count = store.examine(&mut |found| {
-            if incomplete.len() < INCOMPLETE {
-                incomplete.push(found);
-            }
-        })?;
-        Ok::<_, ApiError>((verified, incomplete, count, store.stat()?.quarantined_blocks))
-    };
-    let (verified, incomplete, incomplete_pins, blocks_damaged) = tokio::task::spawn_blocking(work).await??;
-    let mut answer = VerifyAnswer {
-        blocks_checked: verified.checked,
-        bytes_checked: verified.bytes,
-        blocks_damaged,
-        blocks_unreadable: verified.unreadable,
-        blocks_reindexed: verified.reindexed,
-        incomplete: Vec::new(),
-        incomplete_pins,
-        repaired_pins: 0,
-    };
+    let work = move || look_through(&store, &request, &told).map(|found| (found, request));
+    let ((mut answer, incomplete), request) = tokio::task::spawn_blocking(work).await??;
+    answer.online = node.host().is_ok();
     for found in incomplete {
         let mut told = IncompletePin {
             pin: pin_info(&found.pin),
@@ -265,7 +257,11 @@ pub async fn verify(node: Arc<Node>, request: VerifyRequest, progress: Progress)
             repaired: false,
             error: None,
         };
-        if request.repair {
+        if request.repair
+            && let Err(offline) = node.host()
+        {
+            told.error = Some(offline.message);
+        } else if request.repair {
             match repair(&node, &found.pin.id, &progress).await {
                 Ok(()) => told.repaired = true,
                 Err(error) => told.error = Some(error.to_string()),
@@ -275,6 +271,46 @@ pub async fn verify(node: Arc<Node>, request: VerifyRequest, progress: Progress)
         answer.incomplete.push(told);
     }
     Ok(answer)
+}
+
+/// The part of verifying that blocks: what was found, and the pins that lack something.
+fn look_through(
+    store: &Store,
+    request: &VerifyRequest,
+    progress: &Progress,
+) -> Result<(VerifyAnswer, Vec<Incomplete>), ApiError> {
+    let total = store.stat()?.bytes;
+    let verified = store.verify(request.bytes_per_second, &mut |bytes| {
+        progress.step("verifying", bytes, Some(total.max(bytes)));
+        !progress.is_unheard()
+    })?;
+    let rebuilt = match request.repair && !progress.is_unheard() {
+        true => store.rebuild_damaged(&mut |bytes, total| {
+            progress.step("building anew", bytes, Some(total));
+            !progress.is_unheard()
+        })?,
+        false => Vec::new(),
+    };
+    let mut incomplete = Vec::new();
+    let incomplete_pins = store.examine(&mut |found| {
+        if incomplete.len() < INCOMPLETE {
+            incomplete.push(found);
+        }
+    })?;
+    let answer = VerifyAnswer {
+        blocks_checked: verified.checked,
+        bytes_checked: verified.bytes,
+        blocks_damaged: store.stat()?.quarantined_blocks,
+        blocks_unreadable: verified.unreadable,
+        blocks_reindexed: verified.reindexed,
+        damaged_directories: store.damaged_directories()?,
+        rebuilt,
+        incomplete: Vec::new(),
+        incomplete_pins,
+        repaired_pins: 0,
+        online: false,
+    };
+    Ok((answer, incomplete))
 }
 
 /// Copies the repo: databases, settings, network and key, everything that makes the node what it is.

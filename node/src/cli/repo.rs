@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
+use btfs_storage::Rebuilt;
+
 use super::Context;
 use super::directory::DirectoryCommand;
 use crate::calls::repo::{
@@ -27,7 +29,8 @@ pub enum RepoCommand {
     },
     /// Read and hash everything; name what is damaged and which pins lack it.
     Verify {
-        /// Fetch what is damaged or lacking from the networks.
+        /// Build databases with damaged tables anew, which takes as much space again for a while, and fetch what is
+        /// damaged or lacking from the networks, if a daemon runs.
         #[arg(long)]
         repair: bool,
         /// At most so many bytes a second, such as 50MiB.
@@ -107,11 +110,15 @@ async fn verify(context: &Context, repair: bool, rate: Option<ByteSize>) -> anyh
     client.close().await?;
     let answer = answer?;
     context.show(&answer, verified)?;
+    let daemon = match repair && answer.incomplete.iter().any(|found| !found.repaired) {
+        true if !answer.online => "; a running daemon would fetch them from others",
+        _ => "",
+    };
     match answer.incomplete_pins - answer.repaired_pins {
         0 if answer.blocks_unreadable > 0 => bail!("the disk did not give some blocks; the others are well"),
         0 => Ok(()),
-        1 => bail!("1 pin lacks blocks; everything else is whole"),
-        pins => bail!("{pins} pins lack blocks; everything else is whole"),
+        1 => bail!("1 pin lacks blocks; everything else is whole{daemon}"),
+        pins => bail!("{pins} pins lack blocks; everything else is whole{daemon}"),
     }
 }
 
@@ -129,8 +136,17 @@ fn stat(stat: &RepoStatAnswer) -> String {
     } else {
         ""
     };
+    let hot = match stat.hot_capacity_bytes {
+        0 => String::new(),
+        _ => format!(
+            "\nin memory  {} of hot blocks; {} reads answered from there, {} from the database",
+            ByteSize(stat.hot_bytes),
+            stat.hot_hits,
+            stat.hot_misses
+        ),
+    };
     format!(
-        "blocks     {}\nlive       {} (own {}, hosted {}, cache {})\nreserved   {}{}\non disk    {} ({} more than live)\nfree       {}\npins       {}\ndamaged    {}{unfinished}",
+        "blocks     {}\nlive       {} (own {}, hosted {}, cache {})\nreserved   {}{}\non disk    {} ({} more than live)\nfree       {}\npins       {}\ndamaged    {}{hot}{unfinished}",
         stat.blocks,
         ByteSize(stat.live_bytes),
         ByteSize(stat.own_bytes),
@@ -157,6 +173,19 @@ fn verified(answer: &VerifyAnswer) -> String {
     }
     if answer.blocks_reindexed > 0 {
         text += &format!("; {} index entries were damaged and are written anew", answer.blocks_reindexed);
+    }
+    for Rebuilt { path, bytes, .. } in &answer.rebuilt {
+        text += &format!(
+            "\n{} had a damaged table: {} that could be read were moved out of it, and it goes",
+            path.display(),
+            ByteSize(*bytes)
+        );
+    }
+    for path in &answer.damaged_directories {
+        text += &format!(
+            "\n{} has a damaged table, which keeps the space of what is deleted; --repair builds it anew",
+            path.display()
+        );
     }
     for found in &answer.incomplete {
         text += &incomplete(found);

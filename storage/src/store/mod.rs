@@ -8,6 +8,7 @@
 //! | `rocks` | a block database: options, records |
 //! | `volumes` | all of them as one: data directories, placement, emptying one |
 //! | `pinned` | bytes handed out without a copy |
+//! | `hot` | blocks that are read again and again, in memory |
 //! | `write` | putting a batch of blocks: dedupe, stamps, books, faults |
 //! | `ingest` | a series of puts that is acknowledged as a whole |
 //! | `behind` | writing one batch while the next is gathered |
@@ -40,6 +41,7 @@ pub mod decoders;
 mod fresh;
 mod gc;
 mod graph;
+mod hot;
 mod identity;
 mod ingest;
 mod lease;
@@ -60,8 +62,8 @@ mod volumes;
 mod write;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use cid::Cid;
@@ -71,6 +73,7 @@ use crate::db::{Batch, Outcome, StateDb, Table};
 use crate::{BlockSource, Class, StoreError, alias, hash};
 use barrier::Barrier;
 use fresh::Fresh;
+use hot::HotBlocks;
 use lease::Leases;
 use located::Places;
 use pool::Pool;
@@ -83,6 +86,7 @@ use write::{Fault, Stripes};
 pub use backup::BackupReport;
 use gc::Marks;
 pub use gc::{GcOptions, GcPhase, GcProgress, GcReport, Removal};
+pub use hot::HotStat;
 pub use ingest::{Ingest, Ingested};
 pub use located::{InPlace, LocatedBlock};
 pub(crate) use pins::is_pinned_root;
@@ -92,6 +96,7 @@ pub use scrub::{ScrubPage, StoredBlock};
 pub use stat::{ClassStat, RepoStat};
 pub use verify::{Incomplete, Verified};
 pub use volumes::directories::{DirectoryStat, DirectoryState};
+pub use volumes::rebuild::Rebuilt;
 
 /// The generation counter of the store, durable before its value is used.
 const GENERATION: Table<(), u64> = Table::new("storage.generation");
@@ -157,6 +162,8 @@ struct Shared {
     /// Where marks of a collection go when they are many.
     marks_path: PathBuf,
     pool: Pool,
+    /// Blocks in memory, if that was asked for.
+    hot: OnceLock<HotBlocks>,
 }
 
 /// The block databases, which can be reopened in place.
@@ -224,6 +231,7 @@ impl Store {
             stopping: AtomicBool::new(false),
             marks_path,
             pool,
+            hot: OnceLock::new(),
         };
         Ok(Store { shared: Arc::new(shared) })
     }
@@ -242,8 +250,9 @@ impl Store {
                 tracing::warn!(path = %left.display(), "removed what an interrupted collection left");
             }
         }
-        let all = opening::load(&state, root)?;
+        let mut all = opening::load(&state, root)?;
         opening::remove_gone(&state, &all)?;
+        opening::renew_spent(&state, &mut all, budget)?;
         let volumes = opening::open(&state, &all, budget, &How::Mending)?;
         Ok((state, volumes))
     }
@@ -347,7 +356,7 @@ impl BlockSource for Store {
             return Ok(Some(Bytes::copy_from_slice(data)));
         }
         self.shared.calls.fetch_add(1, Ordering::Relaxed);
-        self.shared.look(|db| self.shared.read_anywhere(db, cid))
+        self.shared.look(|db| self.shared.read_hot(db, cid))
     }
 
     fn has(&self, cid: &Cid) -> Result<bool, StoreError> {

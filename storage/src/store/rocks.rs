@@ -1,6 +1,7 @@
 //! A block database: column families, options with their reasons, record codecs.
 
 mod budget;
+mod damaged;
 mod metas;
 mod orphans;
 mod reclaim;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use cid::Cid;
 
-use super::rocks::{Counter, Log, Meta, is_damage};
+use super::rocks::{BlockDb, Counter, Log, Meta, is_damage};
 use super::volumes::{Place, Volumes};
 use super::write::Fault;
 use super::{Shared, Store, key};
@@ -190,6 +190,9 @@ impl Shared {
     pub fn note_table(&self, db: &Volumes, (place, error): (Place, rocksdb::Error)) {
         if error.kind() == rocksdb::ErrorKind::Corruption && error.as_ref().contains(".sst") {
             let path = db.at(place).db.path().to_owned();
+            if !db.is_read_only() {
+                BlockDb::mark_damaged(&path, error.as_ref());
+            }
             *self.damaged_table.lock() = Some(Fault { path, detail: error.to_string() });
         }
     }

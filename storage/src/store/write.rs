@@ -17,7 +17,7 @@ use bytes::Bytes;
 use cid::Cid;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::rocks::{Counter, Log, Meta};
+use super::rocks::{BlockDb, Counter, Log, Meta};
 use super::volumes::directories::{Directory, DirectoryId};
 use super::volumes::opening::How;
 use super::volumes::{Changes, Place, Volumes, opening};
@@ -373,6 +373,7 @@ impl Shared {
     pub fn note_fault(&self, error: DbError) -> StoreError {
         let fault = Fault::of(error, &self.blocks_path);
         tracing::error!(path = %fault.path.display(), error = fault.detail, "the block database failed");
+        BlockDb::mark_damaged(&fault.path, &fault.detail);
         let told = fault.told(&fault.detail);
         *self.fault.lock() = Some(fault);
         told
@@ -386,6 +387,7 @@ impl Shared {
             "a table of the block database is damaged: the space of what it lists cannot be given back; \
              `btfs repo verify` tells what is affected"
         );
+        BlockDb::mark_damaged(&fault.path, &fault.detail);
         *self.fault.lock() = Some(fault);
         if let Err(error) = self.recover() {
             tracing::warn!(%error, "the block database is reopened at the next write");

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Flips a bit of the stored bytes of a block, wherever in the files of the database they are.
-fn rot(dir: &Path, data: &[u8]) {
+pub(super) fn rot(dir: &Path, data: &[u8]) {
     let mut hit = 0;
     for entry in std::fs::read_dir(dir.join("blocks")).unwrap() {
         let path = entry.unwrap().path();

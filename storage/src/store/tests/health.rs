@@ -4,10 +4,10 @@ use super::*;
 use std::path::PathBuf;
 
 /// A root and its leaves.
-type Dag = (Cid, Vec<(Cid, Bytes)>);
+pub(super) type Dag = (Cid, Vec<(Cid, Bytes)>);
 
 /// A store with three pinned DAGs of a root and eight leaves each, flushed to files between them.
-fn three(dir: &Path) -> (Store, Vec<Dag>) {
+pub(super) fn three(dir: &Path) -> (Store, Vec<Dag>) {
     let store = open(dir);
     let dags = (0..3u64).map(|number| {
         let leaves: Vec<_> = (0..8).map(|leaf| block(100 * (number + 1) + leaf, 5000)).collect();
@@ -65,7 +65,7 @@ pub(super) fn flip(path: &Path, at: usize) {
 }
 
 /// The pins that lack something, and how many blocks.
-fn lacking(store: &Store) -> Vec<(String, usize)> {
+pub(super) fn lacking(store: &Store) -> Vec<(String, usize)> {
     let mut found = Vec::new();
     store.examine(&mut |it| found.push((it.pin.id.to_string(), it.lacks.len()))).unwrap();
     found

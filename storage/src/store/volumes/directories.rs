@@ -36,6 +36,8 @@ pub(in super::super) enum State {
     /// It was missing while the store went on, so others may have what is in it. It takes no blocks until it is added
     /// again.
     Away,
+    /// The store's own, when nothing in it is needed any more: the next opening makes it anew.
+    Spent,
     /// Nothing in it is needed any more; its files go.
     Gone,
 }
@@ -292,7 +294,7 @@ impl Volume {
             path: self.directory.path.clone(),
             state: match self.directory.state {
                 State::Open => DirectoryState::Open,
-                State::Emptied | State::Gone => DirectoryState::Emptied,
+                State::Emptied | State::Spent | State::Gone => DirectoryState::Emptied,
                 State::Away => DirectoryState::Returned,
             },
             blocks: self.db.blocks()?,

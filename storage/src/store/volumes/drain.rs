@@ -337,7 +337,12 @@ impl Drain {
             if self.id == OWN {
                 drop(stripes);
                 shared.flush()?;
-                db.settle()?;
+                if BlockDb::is_damaged(db.path()) {
+                    // Its tables cannot be compacted any more; they go at the next opening.
+                    self.store.set_directory_state(self.id, State::Spent)?;
+                } else {
+                    db.settle()?;
+                }
                 return Ok(self.moved);
             }
             BlockDb::give_up(db.path())?;

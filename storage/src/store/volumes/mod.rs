@@ -12,6 +12,7 @@ pub(super) mod copies;
 pub(super) mod directories;
 pub(super) mod drain;
 pub(super) mod opening;
+pub(super) mod rebuild;
 
 use std::collections::BTreeMap;
 use std::iter::Peekable;

@@ -95,7 +95,7 @@ pub(in super::super) fn open_one(
     let path = &directory.path;
     identity::check_before(state, path)?;
     let db = match how {
-        How::Mending => BlockDb::open_or_mend(path, budget)?,
+        How::Mending => BlockDb::open_any(path, budget)?,
         How::Again(damaged) if damaged.contains(path) => BlockDb::open(path, Damage::IsPassedOver, budget)?,
         How::Again(_) => BlockDb::open(path, Damage::Stops, budget)?,
         How::ReadOnly => BlockDb::open_read_only(path, budget)?,
@@ -104,6 +104,26 @@ pub(in super::super) fn open_one(
         identity::check(state, &db, db.live()? > 0)?;
     }
     Ok(Volume { id, directory: directory.clone(), db: db.into() })
+}
+
+/// Makes the store's own database anew if nothing in the old one is needed any more. Broken off anywhere, the next
+/// opening begins again.
+pub(in super::super) fn renew_spent(
+    state: &StateDb,
+    all: &mut [(DirectoryId, Directory)],
+    budget: &Budget,
+) -> Result<(), StoreError> {
+    for (id, directory) in all.iter_mut().filter(|(_, directory)| directory.state == State::Spent) {
+        BlockDb::clear(&directory.path)?;
+        identity::adopt(state, &BlockDb::open(&directory.path, Damage::Stops, budget)?)?;
+        let mut batch = state.batch();
+        // The store's own has no row while it takes blocks.
+        batch.delete(&DIRECTORIES, id)?;
+        state.commit(batch)?;
+        directory.state = State::Open;
+        tracing::info!(path = %directory.path.display(), "a damaged block database was removed");
+    }
+    Ok(())
 }
 
 /// Whether a store is better open without a directory than not at all.
