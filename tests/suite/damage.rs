@@ -13,6 +13,8 @@ const LARGE: u64 = 5 << 20;
 const SMALL: u64 = 100_000;
 /// Bytes of a large file's first leaf.
 const LEAF: usize = 1 << 20;
+/// Moments at which the building of a database is killed.
+const KILLS: u32 = 8;
 
 /// A file that was added.
 struct Added {
@@ -149,4 +151,97 @@ fn a_flipped_bit_in_the_log() {
     reads_back(&node, &after, !pins.contains(&after.cid));
     node.json(&["add", text(&after.path)]);
     heals(&node, &lost);
+}
+
+/// A repo with two files of which one lost a leaf to a bit that flipped in a table, the lost one, and the kept one.
+fn with_a_damaged_table(node: &Node) -> (Added, Added) {
+    let (kept, lost) = (add(node, "kept", LARGE), add(node, "lost", LARGE));
+    let content = std::fs::read(&lost.path).expect("the file");
+    let leaf = Sha256::digest(&content[..LEAF]);
+    // Of the blocks, whose references into blob files are longer than what is known of them.
+    for (table, at) in find(node, "sst", &leaf[8..]) {
+        flip(&table, at);
+    }
+    assert!(!verify(node).1.is_empty());
+    (kept, lost)
+}
+
+fn repair(node: &Node) -> Value {
+    let output = node.run(&["repo", "verify", "--repair", "--json"]);
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+fn count(value: &Value) -> usize {
+    value.as_array().expect("a list").len()
+}
+
+/// Everything that a database without damage does: collections give space back, and nothing is left of the old one.
+fn is_as_new(node: &Node, kept: &Added, lost: &Added) {
+    let pin = node.json(&["pin", "ls"]);
+    reads_back(node, kept, true);
+    heals(node, lost);
+    let collected = node.json(&["repo", "gc"]);
+    assert_eq!(collected["kept_by_damage"], false, "{pin}");
+    let (answer, _) = verify(node);
+    assert_eq!((count(&answer["damaged_directories"]), count(&answer["rebuilt"])), (0, 0), "{answer}");
+    assert!(!node.repo().join("blocks/DAMAGED").exists());
+    let stat = node.json(&["repo", "stat"]);
+    let (live, disk) = (stat["live_bytes"].as_u64(), stat["disk_bytes"].as_u64());
+    assert!(disk < live.map(|live| live + (1 << 20)), "{stat}");
+}
+
+#[test]
+fn a_damaged_table_is_built_anew_without_what_it_lost() {
+    let node = Node::init(None);
+    let (kept, lost) = with_a_damaged_table(&node);
+    assert_eq!(node.json(&["repo", "gc"])["kept_by_damage"], true);
+    let answer = repair(&node);
+    assert_eq!((count(&answer["rebuilt"]), count(&answer["incomplete"])), (1, 1), "{answer}");
+    assert_eq!(answer["incomplete"][0]["pin"]["cid"], lost.cid, "{answer}");
+    reads_back(&node, &lost, false);
+    is_as_new(&node, &kept, &lost);
+}
+
+#[test]
+fn a_daemon_builds_a_damaged_table_anew_and_fetches_what_it_lost() {
+    let (mut one, mut two) = (Node::init(None), Node::init(None));
+    let (kept, lost) = with_a_damaged_table(&two);
+    one.json(&["add", text(&lost.path)]);
+    one.start();
+    two.start();
+    two.json(&["swarm", "connect", &one.address("/tcp/")]);
+    let answer = repair(&two);
+    assert_eq!((count(&answer["rebuilt"]), &answer["repaired_pins"]), (1, &1.into()), "{answer}");
+    reads_back(&two, &kept, true);
+    reads_back(&two, &lost, true);
+    add(&two, "fresh", LARGE);
+    two.stop();
+    is_as_new(&two, &kept, &lost);
+    one.stop();
+}
+
+#[test]
+fn building_anew_goes_on_after_a_kill_at_any_moment() {
+    let node = Node::init(None);
+    let (kept, lost) = with_a_damaged_table(&node);
+    let damaged = node.file("damaged");
+    copy(&node.repo(), &damaged);
+    let begun = std::time::Instant::now();
+    repair(&node);
+    let takes = begun.elapsed();
+    for part in 1..=KILLS {
+        std::fs::remove_dir_all(node.repo()).expect("it is there");
+        copy(&damaged, &node.repo());
+        for _ in 0..2 {
+            let mut child = node.command(&["repo", "verify", "--repair"]).spawn().expect("btfs runs");
+            std::thread::sleep(takes * part / (KILLS + 1));
+            // Already gone is fine.
+            child.kill().unwrap_or_default();
+            child.wait().expect("our own child");
+        }
+        reads_back(&node, &kept, true);
+        repair(&node);
+        is_as_new(&node, &kept, &lost);
+    }
 }
