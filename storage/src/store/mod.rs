@@ -141,6 +141,9 @@ struct Shared {
     /// Writes that skipped the log, and how many of them a flush has covered.
     skipped: AtomicU64,
     flushed: AtomicU64,
+    /// Writes that went through the logs, and how many of them were synced.
+    logged: AtomicU64,
+    synced: AtomicU64,
     flush_barrier: Barrier,
     sync_barrier: Barrier,
     places: Places,
@@ -218,6 +221,8 @@ impl Store {
             reserve_bytes: options.reserve_bytes,
             skipped: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
+            logged: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
             flush_barrier: Barrier::default(),
             sync_barrier: Barrier::default(),
             places,

@@ -372,14 +372,18 @@ impl Shared {
     }
 
     /// Makes durable what checks have found in the database of an incarnation: it may be of an ingest that has not
-    /// finished, in memory alone.
+    /// finished, in memory alone or in a log that was not synced.
     fn make_durable(&self, incarnation: u64) -> Result<(), StoreError> {
         // While it is held the database is not reopened.
         let (_held, now) = self.db()?;
         if now != incarnation {
             return Err(StoreError::Reopened);
         }
-        if self.has_unflushed() { self.flush() } else { Ok(()) }
+        match (self.has_unflushed(), self.has_unsynced()) {
+            (true, _) => self.flush(),
+            (false, true) => self.sync(),
+            (false, false) => Ok(()),
+        }
     }
 
     /// [`hold_block`](Self::hold_block) for many. Those that carry the stamp of this generation, as all do that were just

@@ -287,9 +287,8 @@ impl Shared {
     /// counted as unflushed.
     pub fn write(&self, changes: Changes<'_>, log: Log) -> Result<(), StoreError> {
         changes.write(log).map_err(|e| self.note_fault(e))?;
-        if log == Log::Skip {
-            self.skipped.fetch_add(1, Ordering::SeqCst);
-        }
+        let count = if log == Log::Skip { &self.skipped } else { &self.logged };
+        count.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
@@ -299,12 +298,20 @@ impl Shared {
         if changes.is_empty() {
             return Ok(());
         }
+        if changes.moves_books {
+            return self.write(changes, Log::Skip);
+        }
         changes.write(Log::Skip).map_err(|e| self.note_fault(e))
     }
 
     /// Whether there are writes that only a flush makes durable.
     pub fn has_unflushed(&self) -> bool {
         self.skipped.load(Ordering::SeqCst) > self.flushed.load(Ordering::SeqCst)
+    }
+
+    /// Whether there are writes in the logs that were not synced yet.
+    pub fn has_unsynced(&self) -> bool {
+        self.logged.load(Ordering::SeqCst) > self.synced.load(Ordering::SeqCst)
     }
 
     /// Barrier: everything written before is durable when this returns.
@@ -321,7 +328,12 @@ impl Shared {
 
     /// Barrier: everything that went through the log before is durable when this returns.
     pub fn sync(&self) -> Result<(), StoreError> {
-        self.sync_barrier.pass(|| self.db()?.0.sync().map_err(|e| self.note_fault(e)))
+        self.sync_barrier.pass(|| {
+            let covered = self.logged.load(Ordering::SeqCst);
+            self.db()?.0.sync().map_err(|e| self.note_fault(e))?;
+            self.synced.fetch_max(covered, Ordering::SeqCst);
+            Ok(())
+        })
     }
 
     /// Looks for a block; again, if it was not found and the set of databases changed meanwhile.
@@ -400,9 +412,9 @@ impl Shared {
     pub fn recover(&self) -> Result<(), StoreError> {
         let mut fault = self.fault.lock();
         let Some(found) = fault.clone() else { return Ok(()) };
+        let mut slot = self.slot.write();
         // Before anything is closed: without it nothing can be opened again.
         let directories = opening::load(&self.state, &self.root)?;
-        let mut slot = self.slot.write();
         let damaged = found.detail.contains("Corruption");
         // A compaction that met a damaged table: from now on it is left alone.
         let mut passed_over: Vec<PathBuf> = damaged.then(|| found.path.clone()).into_iter().collect();
@@ -459,6 +471,7 @@ impl Shared {
         self.leases.reopened();
         self.fresh.clear();
         self.flushed.store(self.skipped.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.synced.store(self.logged.load(Ordering::SeqCst), Ordering::SeqCst);
         Ok(())
     }
 

@@ -34,11 +34,12 @@ impl BlockDb {
     /// Removes the files of a database that is not open.
     pub fn destroy(path: &Path) -> Result<(), DbError> {
         DB::destroy(&database_options(&Budget::new(1)), path).map_err(|e| DbError::from_rocks(path, e))?;
-        match std::fs::remove_file(path.join(GIVEN_UP)).and_then(|()| std::fs::remove_dir(path)) {
-            Err(error) if [ErrorKind::NotFound, ErrorKind::DirectoryNotEmpty].contains(&error.kind()) => {
-                Ok(())
-            }
-            other => other.map_err(failed(path)),
+        match std::fs::remove_file(path.join(GIVEN_UP)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(path)(error)),
+            _ => {}
         }
+        // A mount point stays, and so does what holds anything else.
+        let _ = std::fs::remove_dir(path);
+        Ok(())
     }
 }

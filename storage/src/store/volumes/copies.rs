@@ -64,6 +64,7 @@ impl Changes<'_> {
             if other == place || new == theirs {
                 continue;
             }
+            self.moves_books |= new.class != theirs.class;
             let part = self.at(other);
             if new.class != theirs.class {
                 book(part, theirs, -1);

@@ -187,7 +187,9 @@ impl Store {
             let volume = open_one(self.state(), id, directory, &budget, &How::Mending)?;
             shared.replace_volumes(|all| all.push(volume));
             // Whoever writes without knowing of it has done so then.
-            drop(shared.stripes.lock_all());
+            let _stripes = shared.stripes.lock_all();
+            // Also if it is not taken in to the end.
+            shared.space.set_used(shared.db()?.0.used()?);
         }
         self.remove_copies(id)?;
         self.set_directory_state(id, State::Open)?;

@@ -329,7 +329,9 @@ impl Drain {
                 continue;
             }
             let db = volume.db.clone();
-            // What was not known to be counted for somebody is on them still.
+            // What was not known to be counted for somebody is on them still. The totals go through the log, while the
+            // last deletions may be in memory only.
+            db.flush().map_err(|error| db.failed(error))?;
             db.recount()?;
             // Copies were on the books twice.
             shared.space.set_used(volumes.used()?);

@@ -224,7 +224,7 @@ impl Volumes {
     }
 
     pub fn changes(&self) -> Changes<'_> {
-        Changes { volumes: self, parts: BTreeMap::new() }
+        Changes { volumes: self, parts: BTreeMap::new(), moves_books: false }
     }
 
     /// Where new blocks go: of the directories that take any, the one whose disk has most room, and on one disk the one
@@ -259,10 +259,10 @@ impl Volumes {
         Ok((room, disks.len() as u64))
     }
 
-    /// Bytes free on all disks together, and how many disks there are.
+    /// Bytes free on all disks together that take blocks, and how many those are.
     pub fn disks_free(&self) -> Result<(u64, u64), StoreError> {
         let mut disks = BTreeMap::new();
-        for volume in &self.all {
+        for volume in self.all.iter().filter(|volume| volume.takes_blocks()) {
             let (disk, free) = volume.disk_free()?;
             disks.insert(disk, free);
         }
@@ -317,6 +317,8 @@ impl Volume {
 pub(super) struct Changes<'a> {
     volumes: &'a Volumes,
     parts: BTreeMap<usize, rocks::Changes<'a>>,
+    /// Whether a block's other copy changed its class, so that more than stamps is written.
+    pub moves_books: bool,
 }
 
 impl<'a> Changes<'a> {

@@ -101,6 +101,10 @@ pub(in super::super) fn open_one(
         How::ReadOnly => BlockDb::open_read_only(path, budget)?,
     };
     if *how == How::Mending {
+        if let Err(error @ DbError::Damaged { .. }) = db.live() {
+            tracing::warn!(path = %path.display(), %error, "the totals are counted anew");
+            db.recount()?;
+        }
         identity::check(state, &db, db.live()? > 0)?;
     }
     Ok(Volume { id, directory: directory.clone(), db: db.into() })
