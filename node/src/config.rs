@@ -194,7 +194,7 @@ pub struct Storage {
     pub reserve: ByteSize,
     /// Percent of a quota, or of the disk, at which unpinned data is deleted; absent: only when asked to.
     pub gc_watermark: Option<u8>,
-    /// Bytes a second that a daemon reads to find damage; 0: none.
+    /// Bytes a second that a daemon reads to find damage; 0: none, and none is mended by itself.
     pub scrub_rate: ByteSize,
     /// Memory of a daemon for blocks that are read again and again; 0: none.
     pub hot_blocks: ByteSize,

@@ -50,11 +50,11 @@ fn damage_is_named_with_its_pin_and_repaired_from_another_node() {
     let clean = two.json(&["repo", "verify"]);
     assert_eq!((clean["blocks_damaged"].as_u64(), clean["incomplete_pins"].as_u64()), (Some(0), Some(0)));
     // Or its daemon would mend it first.
-    let settings = two.repo().join("config.toml");
-    let text_of = std::fs::read_to_string(&settings).expect("the settings");
-    let unscrubbed = text_of.replace("# scrub_rate = \"2MiB\"", "scrub_rate = \"0B\"");
-    assert_ne!(unscrubbed, text_of);
-    std::fs::write(&settings, unscrubbed).expect("the settings are written");
+    let path_of = two.repo().join("config.toml");
+    let settings = std::fs::read_to_string(&path_of).expect("the settings");
+    assert!(!settings.contains("[storage]"), "{settings}");
+    let unscrubbed = settings + "\n[storage]\nscrub_rate = \"0B\"\n";
+    std::fs::write(&path_of, unscrubbed).expect("the settings are written");
     damage(&two.repo());
     let told = two.fails(&["repo", "verify"]);
     assert!(told.contains("1 pin lacks blocks"), "{told}");

@@ -250,7 +250,15 @@ fn answers(node: &Node, root: &str) -> Vec<Value> {
     let big = format!("/ipfs/{root}/big.bin");
     let mut stat = node.json(&["repo", "stat"]);
     // The disk is not the node's alone, and its files change shape when it opens them.
-    for moving in ["disk_bytes", "overhead_bytes", "free_bytes"] {
+    for moving in [
+        "disk_bytes",
+        "overhead_bytes",
+        "free_bytes",
+        "hot_bytes",
+        "hot_capacity_bytes",
+        "hot_hits",
+        "hot_misses",
+    ] {
         assert!(stat[moving].take().as_u64().is_some(), "{moving} is told");
     }
     let cat = node.run(&["cat", &big, "--offset", "1048570", "--length", "100"]);

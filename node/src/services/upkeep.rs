@@ -165,7 +165,7 @@ async fn scrub(node: &Arc<Node>) {
 
 /// Mends when blocks were found damaged, by the scrub or by whoever read them, and again now and then while some are.
 async fn heal(node: &Arc<Node>) {
-    if node.host().is_err() {
+    if node.host().is_err() || node.config.storage.scrub_rate.0 == 0 {
         return std::future::pending().await;
     }
     let (mut left, mut tried) = (0, None::<Instant>);
