@@ -201,7 +201,6 @@ fn is_as_new(node: &Node, kept: &Added, lost: &Added) {
 fn a_damaged_table_is_built_anew_without_what_it_lost() {
     let node = Node::init(None);
     let (kept, lost) = with_a_damaged_table(&node);
-    assert_eq!(node.json(&["repo", "gc"])["kept_by_damage"], true);
     let answer = repair(&node);
     assert_eq!((count(&answer["rebuilt"]), count(&answer["incomplete"])), (1, 1), "{answer}");
     assert_eq!(answer["incomplete"][0]["pin"]["cid"], lost.cid, "{answer}");
@@ -218,7 +217,9 @@ fn a_daemon_builds_a_damaged_table_anew_and_fetches_what_it_lost() {
     two.start();
     two.json(&["swarm", "connect", &one.address("/tcp/")]);
     let answer = repair(&two);
-    assert_eq!((count(&answer["rebuilt"]), &answer["repaired_pins"]), (1, &1.into()), "{answer}");
+    // The daemon may have fetched it by itself before.
+    let left = |name: &str| answer[name].as_u64().expect("a number");
+    assert_eq!((count(&answer["rebuilt"]), left("incomplete_pins")), (1, left("repaired_pins")), "{answer}");
     reads_back(&two, &kept, true);
     reads_back(&two, &lost, true);
     add(&two, "fresh", LARGE);
