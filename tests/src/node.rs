@@ -1,6 +1,7 @@
 //! A `btfs` node under test: a repo in a temporary directory, commands on it, its daemon.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -101,6 +102,23 @@ impl Node {
     /// What the daemon said when it was ready.
     pub fn ready(&self) -> &Value {
         &self.daemon.as_ref().expect("the daemon runs").ready
+    }
+
+    /// Begins a call of its API, and returns what it tells from its first progress on. Whoever drops that goes away.
+    pub fn begin(&self, call: &str, body: &Value) -> impl Iterator<Item = String> + use<> {
+        let address = self.ready()["api"].as_str().expect("the API").trim_start_matches("http://").to_owned();
+        let token = std::fs::read_to_string(self.repo().join("api-token")).expect("the token");
+        let (token, body) = (token.trim(), body.to_string());
+        let request = format!(
+            "POST /api/v1/{call} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\
+             Accept: application/x-ndjson\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(&address).expect("it listens");
+        stream.write_all(request.as_bytes()).expect("it reads");
+        let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+        assert!(lines.any(|line| line.contains("progress")), "it begins");
+        lines
     }
 
     /// Whether its daemon was started and not ended here.

@@ -1,11 +1,9 @@
 //! Blocks on several disks, through the program.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
 use std::path::Path;
 
 use btfs_tests::node::{Node, random_file, sha256};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Several batches of blocks, so that both directories get some.
 const FILE: u64 = 24 << 20;
@@ -100,24 +98,6 @@ fn new_blocks_go_to_the_disk_that_has_most_room() {
     whole(&node, &cid, &file);
 }
 
-/// Begins to empty a directory, and returns once a part of it is.
-fn begin_to_empty(node: &Node, directory: &Path) -> impl Iterator<Item = String> + use<> {
-    let address = node.ready()["api"].as_str().expect("the API").trim_start_matches("http://").to_owned();
-    let token = std::fs::read_to_string(node.repo().join("api-token")).expect("the token");
-    let body = format!(r#"{{"path":"{}"}}"#, text(directory));
-    let request = format!(
-        "POST /api/v1/repo/dir/rm HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\n\
-         Accept: application/x-ndjson\r\nContent-Length: {}\r\n\r\n{body}",
-        token.trim(),
-        body.len()
-    );
-    let mut stream = TcpStream::connect(&address).expect("it listens");
-    stream.write_all(request.as_bytes()).expect("it reads");
-    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
-    assert!(lines.any(|line| line.contains("progress")), "it begins");
-    lines
-}
-
 #[test]
 fn a_node_that_is_killed_while_it_empties_a_directory_goes_on() {
     let mut node = Node::init(None);
@@ -127,7 +107,7 @@ fn a_node_that_is_killed_while_it_empties_a_directory_goes_on() {
     node.json(&["repo", "dir", "add", text(&more)]);
     let cid = add(&node, &file);
     let there = each(&node, "bytes")[1];
-    let lines = begin_to_empty(&node, &more);
+    let lines = node.begin("repo/dir/rm", &json!({ "path": more }));
     node.kill();
     drop(lines);
     // Nobody needs to ask for the rest, and others read and add meanwhile.
@@ -164,7 +144,7 @@ fn a_node_that_is_killed_while_it_empties_a_directory_goes_on() {
     // Taken back, a directory that was to be emptied takes blocks again.
     node.json(&["repo", "dir", "add", text(&more)]);
     let own = node.repo().join("blocks");
-    drop(begin_to_empty(&node, &own));
+    drop(node.begin("repo/dir/rm", &json!({ "path": own })));
     node.json(&["repo", "dir", "add", text(&own)]);
     assert!(list(&node).iter().all(|directory| directory["state"] == "open"));
     whole(&node, &cid, &file);

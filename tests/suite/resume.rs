@@ -1,12 +1,12 @@
 //! Adding and fetching again what was broken off: what is here already is neither written nor fetched a second time.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Stdio;
 
 use btfs_tests::node::{Node, random_file, sha256};
+use serde_json::json;
 
 const MIB: u64 = 1 << 20;
 
@@ -61,19 +61,7 @@ fn a_client_that_goes_away_ends_its_add() {
     let path = node.file("sparse");
     // Takes seconds to hash, and no space.
     fs::File::create(&path).and_then(|file| file.set_len(8 << 30)).expect("a sparse file");
-    let address = node.ready()["api"].as_str().expect("the API").trim_start_matches("http://").to_owned();
-    let token = fs::read_to_string(node.repo().join("api-token")).expect("the token");
-    let body = format!(r#"{{"path":"{}"}}"#, text(&path));
-    let request = format!(
-        "POST /api/v1/add HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nAccept: application/x-ndjson\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        token.trim(),
-        body.len()
-    );
-    let mut stream = TcpStream::connect(&address).expect("it listens");
-    stream.write_all(request.as_bytes()).expect("it reads");
-    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
-    assert!(lines.any(|line| line.contains("progress")), "it begins");
+    let lines = node.begin("add", &json!({ "path": path }));
     // While it goes on, nothing that is put is removed.
     let small = node.file("small");
     fs::write(&small, b"a block that nobody needs").expect("a file");
