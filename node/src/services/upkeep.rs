@@ -184,13 +184,10 @@ async fn heal(node: &Arc<Node>) {
 
 /// Blocks that were put aside.
 async fn damaged(node: &Arc<Node>) -> u64 {
-    match node.store.run(|store| store.stat()).await {
-        Ok(stat) => stat.quarantined_blocks,
-        Err(error) => {
-            tracing::warn!(%error, "the store cannot be counted");
-            0
-        }
-    }
+    node.store.run(|store| store.quarantined_blocks()).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the store cannot be counted");
+        0
+    })
 }
 
 /// Fetches what pins lack, as far as the networks have it.

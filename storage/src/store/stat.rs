@@ -47,6 +47,11 @@ pub struct RepoStat {
 }
 
 impl Store {
+    /// Blocks that were found damaged and put aside; one record is read, and no directory.
+    pub fn quarantined_blocks(&self) -> Result<u64, StoreError> {
+        Ok(self.shared.db()?.0.counter(Counter::Quarantined)?)
+    }
+
     /// Counts what is here. Cheap: totals are kept, not recounted.
     pub fn stat(&self) -> Result<RepoStat, StoreError> {
         let (db, _) = self.shared.db()?;
@@ -63,7 +68,7 @@ impl Store {
             blocks: classes.iter().map(|class| class.blocks).sum(),
             bytes,
             classes,
-            quarantined_blocks: db.counter(Counter::Quarantined)?,
+            quarantined_blocks: self.quarantined_blocks()?,
             pins: self.pin_count()?,
             disk_bytes,
             overhead_bytes: disk_bytes.saturating_sub(bytes),
