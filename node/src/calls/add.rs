@@ -17,6 +17,7 @@ use super::body::{self, Pieces};
 use super::files::announce;
 use crate::api::call::{Answered, ApiError, Progress, route};
 use crate::call;
+use crate::calls::absolute;
 use crate::node::Node;
 
 mod options;
@@ -112,9 +113,7 @@ impl AddRequest {
     /// Whether the request is one, before anything is read.
     fn check(&self) -> Result<(), ApiError> {
         let given = [&self.path].into_iter().chain(&self.with).chain(&self.ignore_rules_path);
-        if let Some(path) = given.into_iter().find(|path| !path.is_absolute()) {
-            return Err(ApiError::bad(format!("{} is not an absolute path", path.display())));
-        }
+        given.into_iter().try_for_each(|path| absolute(path))?;
         if self.torrent && self.options.wrap_with_directory {
             return Err(ApiError::bad("a torrent has its own directory; leave wrap-with-directory out"));
         }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::files::{announce, own_pin, parse_content, retrieve_error};
 use crate::api::call::{Answered, ApiError, Progress, route};
 use crate::call;
+use crate::calls::absolute;
 use crate::node::Node;
 use crate::retrieve::Retriever;
 
@@ -105,9 +106,7 @@ pub async fn export(node: Arc<Node>, reference: &str) -> Result<Response, ApiErr
 async fn import(node: Arc<Node>, request: DagImportRequest, progress: Progress) -> Answered<DagImported> {
     let mut importing = Importing::begin(&node.store)?;
     for path in request.paths {
-        if !path.is_absolute() {
-            return Err(ApiError::bad(format!("{} is not an absolute path", path.display())));
-        }
+        absolute(&path)?;
         let progress = progress.clone();
         let work = move || -> anyhow::Result<Importing> {
             let context = || format!("{}; nothing was pinned", path.display());

@@ -7,7 +7,8 @@ use axum::Router;
 use btfs_storage::DirectoryStat;
 use serde::{Deserialize, Serialize};
 
-use crate::api::call::{Answered, ApiError, Progress, route};
+use super::absolute;
+use crate::api::call::{Answered, Progress, route};
 use crate::call;
 use crate::node::Node;
 
@@ -63,11 +64,13 @@ call!(RemoveDirectoryRequest => RemoveDirectoryAnswer, "repo/dir/rm");
 pub(super) fn routes(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
     let router = route::<DirectoriesRequest, _, _>(router, |node, _, _| async move { list(&node).await });
     let router = route::<AddDirectoryRequest, _, _>(router, |node, request, _| async move {
-        let path = add(&node, absolute(request.path)?).await?;
+        absolute(&request.path)?;
+        let path = add(&node, request.path).await?;
         Ok(AddDirectoryAnswer { path })
     });
     route::<RemoveDirectoryRequest, _, _>(router, |node, request, progress| async move {
-        let path = absolute(request.path)?;
+        let path = request.path;
+        absolute(&path)?;
         let bytes_moved = drain(&node, path.clone(), progress).await?;
         Ok(RemoveDirectoryAnswer { path, bytes_moved })
     })
@@ -101,11 +104,4 @@ async fn blocking<T: Send + 'static>(
 ) -> Answered<T> {
     let store = node.store.clone();
     Ok(tokio::task::spawn_blocking(move || work(&store)).await??)
-}
-
-fn absolute(path: PathBuf) -> Result<PathBuf, ApiError> {
-    match path.is_absolute() {
-        true => Ok(path),
-        false => Err(ApiError::bad(format!("{} is not an absolute path", path.display()))),
-    }
 }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::call::{Answered, ApiError, Progress, route};
 use crate::call;
+use crate::calls::absolute;
 use crate::node::Node;
 use crate::retrieve::{Reference, RetrieveError, Retriever};
 
@@ -178,9 +179,7 @@ pub(super) fn retrieve_error(error: RetrieveError) -> ApiError {
 async fn get(node: Arc<Node>, request: GetRequest, progress: Progress) -> Answered<Got> {
     let reference = parse_reference(&request.reference)?;
     let target = request.target.clone();
-    if !target.is_absolute() {
-        return Err(ApiError::bad(format!("{} is not an absolute path", target.display())));
-    }
+    absolute(&target)?;
     if target.symlink_metadata().is_ok() {
         return Err(ApiError::bad(format!(
             "{} already exists; nothing was fetched or written. Choose another name",

@@ -3,10 +3,12 @@
 //! A handler gets the node, the request and a place to report progress; it never knows whether the request came
 //! over HTTP or from the command line in the same process. [`routes`] is the table of them all.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
 
+use crate::api::call::ApiError;
 use crate::node::Node;
 
 pub mod add;
@@ -53,4 +55,12 @@ pub fn routes() -> Router<Arc<Node>> {
     let router = torrent::routes(router);
     let router = pins::routes(router);
     repo::routes(router)
+}
+
+/// Refuses a path that would mean another place to the daemon than to whoever asks.
+fn absolute(path: &Path) -> Result<(), ApiError> {
+    match path.is_absolute() {
+        true => Ok(()),
+        false => Err(ApiError::bad(format!("{} is not an absolute path", path.display()))),
+    }
 }

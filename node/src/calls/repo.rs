@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::pins::{PinInfo, pin_info};
 use crate::api::call::{Answered, ApiError, Progress, route};
 use crate::call;
+use crate::calls::absolute;
 use crate::node::Node;
 use crate::retrieve::repair;
 
@@ -300,7 +301,7 @@ fn look_through(
     let answer = VerifyAnswer {
         blocks_checked: verified.checked,
         bytes_checked: verified.bytes,
-        blocks_damaged: store.stat()?.quarantined_blocks,
+        blocks_damaged: store.quarantined_blocks()?,
         blocks_unreadable: verified.unreadable,
         blocks_reindexed: verified.reindexed,
         damaged_directories: store.damaged_directories()?,
@@ -316,9 +317,7 @@ fn look_through(
 /// Copies the repo: databases, settings, network and key, everything that makes the node what it is.
 pub async fn backup(node: &Node, request: BackupRequest) -> Answered<BackupAnswer> {
     let target = request.target;
-    if !target.is_absolute() {
-        return Err(ApiError::bad(format!("{} is not an absolute path", target.display())));
-    }
+    absolute(&target)?;
     let (store, repo, path) = (node.store.clone(), node.repo.clone(), target.clone());
     let report = tokio::task::spawn_blocking(move || {
         let report = store.backup(&path)?;

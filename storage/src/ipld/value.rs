@@ -47,9 +47,7 @@ impl Value {
             _ => true,
         }
     }
-}
 
-impl Value {
     /// What it is, for messages.
     pub fn kind(&self) -> &'static str {
         match self {
