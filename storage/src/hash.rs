@@ -94,6 +94,17 @@ pub fn inline(cid: &Cid) -> Option<&[u8]> {
     }
 }
 
+/// The digest of `data` that a multihash of a code and a length holds; `None` if blocks may not be addressed so here.
+pub fn digest(code: u64, len: usize, data: &[u8]) -> Option<Vec<u8>> {
+    let digest = match code {
+        SHA2_256 => sha256(data).to_vec(),
+        SHA2_512 => sha512(data).to_vec(),
+        SHA1 => Sha1::digest(data).to_vec(),
+        _ => return None,
+    };
+    (digest.len() == len).then_some(digest)
+}
+
 /// Whether [`verify`] knows the hash function of `cid`.
 pub fn supported(cid: &Cid) -> bool {
     matches!(cid.hash().code(), SHA2_256 | SHA2_512 | SHA1 | IDENTITY)

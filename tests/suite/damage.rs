@@ -109,10 +109,7 @@ fn a_flipped_bit_in_each_table() {
     let node = Node::init(None);
     let (kept, lost) = (add(&node, "kept", LARGE), add(&node, "lost", LARGE));
     let content = std::fs::read(&lost.path).expect("the file");
-    let leaf = Sha256::digest(&content[..LEAF]);
-    // Keys that follow each other share their beginnings.
-    let tables = find(&node, "sst", &leaf[8..]);
-    assert!(tables.len() >= 2, "of the blocks, and of what is known of them");
+    let tables = tables_of(&node, &content[..LEAF]);
     let whole = node.file("whole");
     copy(&node.repo(), &whole);
     let (mut reindexed, mut lacking) = (0, 0);
@@ -153,15 +150,24 @@ fn a_flipped_bit_in_the_log() {
     heals(&node, &lost);
 }
 
+/// The tables that list a leaf, and where: of what is known of it, and of the blocks.
+fn tables_of(node: &Node, leaf: &[u8]) -> Vec<(PathBuf, usize)> {
+    // What it is listed under among the blocks stands before its bytes. Rows that follow each other share their beginnings.
+    let (blobs, at) = find(node, "blob", &leaf[..64]).remove(0);
+    let tag = std::fs::read(blobs).expect("a blob file")[at - 8..at].to_vec();
+    let tables = [&Sha256::digest(leaf)[8..], &tag].map(|end| find(node, "sst", end));
+    assert!(tables.iter().all(|tables| !tables.is_empty()), "both list it");
+    tables.concat()
+}
+
 /// A repo with two files of which one lost a leaf to a bit that flipped in a table, the lost one, and the kept one.
 fn with_a_damaged_table(node: &Node) -> (Added, Added) {
     let (kept, lost) = (add(node, "kept", LARGE), add(node, "lost", LARGE));
     let content = std::fs::read(&lost.path).expect("the file");
-    let leaf = Sha256::digest(&content[..LEAF]);
     let whole = node.file("whole");
     copy(&node.repo(), &whole);
     // One of them is of the blocks; the other, of what is known of them, can be written anew.
-    for (table, at) in find(node, "sst", &leaf[8..]) {
+    for (table, at) in tables_of(node, &content[..LEAF]) {
         flip(&table, at);
         if !verify(node).1.is_empty() {
             return (kept, lost);

@@ -53,7 +53,7 @@ pub use key::{TableKey, head};
 
 /// Version of the repo's on-disk shape. Raised when an older build must not touch what a newer one wrote; whoever opens
 /// a repo then takes older ones there.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// Where the schema version is kept, in the default column family.
 const SCHEMA_KEY: &[u8] = b"schema";

@@ -57,7 +57,7 @@ pub fn state_examples() -> Vec<Vec<u8>> {
         (id.clone(), 7u32).encode(),
         (digest, id.clone()).encode(),
         (1u64 << 40, id).encode(),
-        Meta { size: 1 << 20, class: Class::Cache, quarantined: true, generation: 300 }.encode(),
+        Meta { size: 1 << 20, class: Class::Cache, quarantined: true, generation: 300 }.encode().to_vec(),
     ]
 }
 

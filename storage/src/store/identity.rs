@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::rocks::BlockDb;
 use crate::StoreError;
-use crate::db::{StateDb, Table};
+use crate::db::{DbError, StateDb, Table};
 
 /// The repo's identity, as the state has it.
 pub(super) const IDENTITY: Table<(), [u8; 16]> = Table::new("storage.identity");
@@ -26,7 +26,12 @@ pub(super) fn check_before(state: &StateDb, blocks: &Path) -> Result<(), StoreEr
 /// Refuses databases that do not belong together; gives new ones, and those of builds without identities, one.
 pub(super) fn check(state: &StateDb, blocks: &BlockDb, any_blocks: bool) -> Result<(), StoreError> {
     let path = || blocks.path().to_owned();
-    let (of_state, of_blocks) = (state.get(&IDENTITY, &())?, blocks.identity()?);
+    let of_blocks = match blocks.identity() {
+        // It is written anew.
+        Err(DbError::Damaged { .. }) => None,
+        found => found?,
+    };
+    let of_state = state.get(&IDENTITY, &())?;
     let identity = match (of_state, of_blocks) {
         (Some(a), Some(b)) if a == b => return Ok(()),
         (Some(_), Some(_)) => return Err(StoreError::ForeignBlocks { path: path() }),

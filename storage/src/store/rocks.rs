@@ -3,18 +3,20 @@
 mod budget;
 mod damaged;
 mod metas;
+mod names;
 mod orphans;
 mod reclaim;
+mod records;
 mod removal;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRecoveryMode, FlushOptions, MergeOperands, Options, WriteBatch, WriteOptions,
+    DBPinnableSlice, DBRecoveryMode, FlushOptions, Options, WriteBatch, WriteOptions,
 };
 
 use super::pinned;
@@ -22,9 +24,12 @@ use crate::Class;
 use crate::db::{DbError, quiet_log};
 pub(super) use budget::Budget;
 pub(super) use metas::Metas;
+use names::{Names, Row};
 pub(super) use reclaim::BlobSpace;
+use records::sum;
+pub(super) use records::{Counter, Meta};
 
-/// Multihash -> the block's bytes.
+/// Name ([`names`]) -> the block's bytes.
 const BLOCKS: &str = "blocks";
 /// Multihash -> [`Meta`]: answers `has` and `size` without touching the bytes.
 const META: &str = "meta";
@@ -32,14 +37,16 @@ const META: &str = "meta";
 const TOTALS: &str = rocksdb::DEFAULT_COLUMN_FAMILY_NAME;
 /// Where the repo's identity is, among the totals.
 const IDENTITY: &[u8] = b"identity";
+/// There if every block lies under its name: since the database had none.
+const ALL_NAMED: &[u8] = b"named";
 /// Every family: they are flushed together, so that none runs ahead of another in a crash.
 const FAMILIES: [&str; 3] = [TOTALS, BLOCKS, META];
 
 /// Write buffers of a family in memory, the one being filled included.
 const BUFFERS: i32 = 2;
 /// Flushed tables that wait to be merged: a look-up asks the filter of each, a merge rewrites the keys of all. With RocksDB's
-/// four, merging took an eighth of the time of adding small files.
-const UNSORTED: i32 = 8;
+/// four, merging took an eighth of the time of adding small files, with eight a fifteenth.
+const UNSORTED: i32 = 12;
 /// Values below this stay in the tree: a blob file entry costs more than it saves for tiny ones.
 const MIN_BLOB: u64 = 1 << 10;
 /// Largest blob file, in bytes. One live blob pins its whole file, so it must not be large.
@@ -47,85 +54,15 @@ pub(super) const BLOB_FILE: u64 = 64 << 20;
 /// Filters and indexes are cut into parts of this many bytes. Whole ones grow with their table, to megabytes, which no
 /// shard of the cache takes: each look-up then read and checked the whole filter (90 us of CPU a block with 10^6).
 const PART: usize = 4 << 10;
+/// Share of a write buffer that a filter of its keys takes: whoever puts a block asks first whether it is here, and mostly
+/// it is not. The answer came from walking the buffers for a thirtieth of the time of adding small files.
+const BUFFER_FILTER: f64 = 0.01;
 /// Bytes of log kept before a flush: bounds disk and replay of many small ingests.
 const LOG_LIMIT: u64 = 64 << 20;
 /// Room in a batch for its header and the totals.
 const BATCH_HEADER: usize = 256;
-/// Room in a batch for what a block needs beside its bytes: two keys of about 36 bytes, meta and framing.
+/// Room in a batch for what a block needs beside its bytes: key, name, meta and framing.
 const RECORDS: usize = 128;
-
-/// What is known of a block beside its bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Meta {
-    pub size: u32,
-    pub class: Class,
-    /// Damaged and put aside: counts as absent, but still as space.
-    pub quarantined: bool,
-    /// The stamp: the generation in which the block was last put, hit or relied upon; 0 stands for never. It counts
-    /// only while the process lives that wrote it (see [`super::lease`]).
-    pub generation: u64,
-}
-
-/// Bytes of a [`Meta`] without its generation.
-const META_HEAD: usize = 6;
-
-impl Meta {
-    /// Size, class and flags, then the generation without its leading zeros: small numbers, and ten times as many
-    /// records as a store has megabytes.
-    pub fn encode(self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(META_HEAD + size_of::<u64>());
-        out.extend(self.size.to_be_bytes());
-        out.extend([self.class.index() as u8, u8::from(self.quarantined)]);
-        let zeros = self.generation.leading_zeros() as usize / 8;
-        out.extend(&self.generation.to_be_bytes()[zeros..]);
-        out
-    }
-
-    pub fn decode(bytes: &[u8]) -> Option<Meta> {
-        let ([a, b, c, d, class, flags @ (0 | 1)], stamp) = bytes.split_first_chunk::<META_HEAD>()? else {
-            return None;
-        };
-        let mut generation = [0; size_of::<u64>()];
-        let at = generation.len().checked_sub(stamp.len())?;
-        generation[at..].copy_from_slice(stamp);
-        Some(Meta {
-            size: u32::from_be_bytes([*a, *b, *c, *d]),
-            class: Class::from_index(*class)?,
-            quarantined: *flags == 1,
-            generation: u64::from_be_bytes(generation),
-        })
-    }
-}
-
-/// A running total. Changed by merged deltas, so that a batch lost in a crash takes its share of the total along.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Counter {
-    /// Bytes of stored blocks of a class.
-    Bytes(Class),
-    /// Number of stored blocks of a class.
-    Blocks(Class),
-    /// Number of quarantined blocks.
-    Quarantined,
-}
-
-impl Counter {
-    fn key(self) -> [u8; 2] {
-        match self {
-            Counter::Bytes(class) => [b'b', class.index() as u8],
-            Counter::Blocks(class) => [b'n', class.index() as u8],
-            Counter::Quarantined => [b'q', 0],
-        }
-    }
-}
-
-/// Adds up little-endian signed deltas; a malformed operand fails the read instead of miscounting.
-fn sum(_key: &[u8], base: Option<&[u8]>, deltas: &MergeOperands) -> Option<Vec<u8>> {
-    let mut total = 0i64;
-    for operand in base.into_iter().chain(deltas) {
-        total = total.checked_add(i64::from_le_bytes(operand.try_into().ok()?))?;
-    }
-    Some(total.to_le_bytes().to_vec())
-}
 
 /// Whether a batch goes through the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +77,8 @@ pub(super) enum Log {
 pub(super) struct BlockDb {
     db: DB,
     path: PathBuf,
+    /// How blocks are named; not known before the database has the repo's identity.
+    names: OnceLock<Names>,
     damage: Damage,
     read_only: bool,
 }
@@ -189,7 +128,8 @@ impl BlockDb {
             .map_err(|source| DbError::Directory { path: path.to_owned(), source })?;
         let db =
             DB::open_cf_descriptors(&options, path, families).map_err(|e| DbError::from_rocks(path, e))?;
-        let db = BlockDb { db, path: path.to_owned(), damage, read_only: false };
+        let db = BlockDb { db, path: path.to_owned(), names: OnceLock::new(), damage, read_only: false };
+        db.learn_names();
         // They only take space, and are looked at again the next time.
         if let Err(error) = db.remove_orphans(&before) {
             tracing::warn!(%error, "what a crash left of blob files could not be removed");
@@ -203,7 +143,10 @@ impl BlockDb {
             FAMILIES.iter().map(|name| ColumnFamilyDescriptor::new(*name, family_options(name, budget)));
         let opened = DB::open_cf_descriptors_read_only(&database_options(budget), path, families, false);
         let db = opened.map_err(|e| DbError::from_rocks(path, e))?;
-        Ok(BlockDb { db, path: path.to_owned(), damage: Damage::Stops, read_only: true })
+        let (path, names) = (path.to_owned(), OnceLock::new());
+        let db = BlockDb { db, path, names, damage: Damage::Stops, read_only: true };
+        db.learn_names();
+        Ok(db)
     }
 
     /// Whether nothing can be changed.
@@ -292,8 +235,35 @@ impl BlockDb {
 
     /// The block's bytes, verified against their checksum, without a copy.
     pub fn block(self: &Arc<Self>, key: &[u8]) -> Result<Option<Bytes>, rocksdb::Error> {
-        let found = self.db.get_pinned_cf(self.family(BLOCKS), key)?;
-        Ok(found.map(|slice| pinned::bytes(slice, self.clone())))
+        Ok(self.bytes_of(key)?.map(|slice| pinned::bytes(slice, self.clone())))
+    }
+
+    fn bytes_of(&self, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error> {
+        let blocks = self.family(BLOCKS);
+        for row in self.rows_of(key) {
+            if let Some(found) = self.db.get_pinned_cf(blocks, row)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where the block of a key may lie, the likeliest first: under its name, and in a database that an older build filled
+    /// also under its key.
+    fn rows_of<'k>(&self, key: &'k [u8]) -> impl Iterator<Item = Row<'k>> {
+        let names = self.names.get();
+        let older = names.map_or(Some(key), |names| names.older(key));
+        names.map(|names| Row::Name(names.of(key))).into_iter().chain(older.map(Row::Key))
+    }
+
+    /// Knows how blocks are named, if the database has the repo's identity. Where that cannot be read,
+    /// [`set_identity`](Self::set_identity) comes.
+    fn learn_names(&self) {
+        if let Ok(Some(identity)) = self.identity() {
+            let all_named = self.record(TOTALS, ALL_NAMED, |_| Some(())).is_ok_and(|found| found.is_some());
+            // Nobody else has it yet.
+            let _ = self.names.set(Names::new(identity, !all_named));
+        }
     }
 
     /// What is known of a block. Where the table that says it is damaged, what the block itself tells.
@@ -329,7 +299,7 @@ impl BlockDb {
             quarantined,
             generation: 0,
         };
-        match self.db.get_pinned_cf(self.family(BLOCKS), key) {
+        match self.bytes_of(key) {
             Ok(bytes) => Ok(bytes.map(|bytes| of(bytes.len(), false))),
             Err(error) if is_damage(&error) => Ok(Some(of(0, true))),
             Err(error) => Err(self.failed(error)),
@@ -391,12 +361,21 @@ impl BlockDb {
         self.record(TOTALS, IDENTITY, |bytes| bytes.try_into().ok())
     }
 
-    /// Writes the repo's identity durably.
+    /// Writes the repo's identity durably. Before that no block can be put.
     pub fn set_identity(&self, identity: &[u8; 16]) -> Result<(), DbError> {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(self.family(TOTALS), IDENTITY, identity);
+        let mut blocks = self.db.raw_iterator_cf(self.family(BLOCKS));
+        blocks.seek_to_first();
+        // An error says that there is something.
+        if !blocks.valid() && blocks.status().is_ok() {
+            batch.put_cf(self.family(TOTALS), ALL_NAMED, []);
+        }
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
-        let written = self.db.put_cf_opt(self.family(TOTALS), IDENTITY, identity, &synced);
-        written.map_err(|e| self.failed(e))
+        self.db.write_opt(batch, &synced).map_err(|e| self.failed(e))?;
+        self.learn_names();
+        Ok(())
     }
 
     /// Copies the database as of now to `path`, which must not be there; links files where it can.
@@ -425,11 +404,14 @@ impl BlockDb {
 
 impl Changes<'_> {
     pub fn put_block(&mut self, key: &[u8], data: &[u8]) {
-        self.batch.put_cf(self.db.family(BLOCKS), key, data);
+        let row = self.db.rows_of(key).next().expect("a name, or the key");
+        self.batch.put_cf(self.db.family(BLOCKS), row, data);
     }
 
     pub fn delete_block(&mut self, key: &[u8]) {
-        self.batch.delete_cf(self.db.family(BLOCKS), key);
+        for row in self.db.rows_of(key) {
+            self.batch.delete_cf(self.db.family(BLOCKS), row);
+        }
     }
 
     pub fn put_meta(&mut self, key: &[u8], meta: Meta) {
@@ -438,9 +420,8 @@ impl Changes<'_> {
 
     /// Removes the block and all that is known of it.
     pub fn forget(&mut self, key: &[u8]) {
-        for family in [BLOCKS, META] {
-            self.batch.delete_cf(self.db.family(family), key);
-        }
+        self.delete_block(key);
+        self.batch.delete_cf(self.db.family(META), key);
     }
 
     pub fn add(&mut self, counter: Counter, delta: i64) {
@@ -510,6 +491,10 @@ fn family_options(name: &str, budget: &Budget) -> Options {
             options.set_blob_compression_type(DBCompressionType::None);
             // `reclaim` switches it on.
             options.set_enable_blob_gc(false);
+        }
+        META => {
+            options.set_memtable_whole_key_filtering(true);
+            options.set_memtable_prefix_bloom_ratio(BUFFER_FILTER);
         }
         TOTALS => options.set_merge_operator_associative("sum", sum),
         _ => {}

@@ -2,6 +2,7 @@
 
 use rocksdb::DBRawIterator;
 
+use super::names::{head, key_of};
 use super::{BLOCKS, BlockDb, META, Meta, is_damage};
 use crate::db::DbError;
 
@@ -22,10 +23,39 @@ pub(in super::super) struct Metas<'a> {
     /// The last key that was handed out; the first that is wanted, before that.
     last: Vec<u8>,
     /// The blocks, while the metadata cannot be read.
-    hopping: Option<DBRawIterator<'a>>,
+    hopping: Option<Blocks<'a>>,
 }
 
-impl Metas<'_> {
+/// All blocks, by their bytes.
+struct Blocks<'a> {
+    rows: DBRawIterator<'a>,
+    /// Keys of those whose names share a head, and so are not in the order of their keys: the next one last.
+    together: Vec<Vec<u8>>,
+}
+
+impl Blocks<'_> {
+    /// The head that the rows have which come next.
+    fn next_head(&self) -> Option<Vec<u8>> {
+        Some(head(self.rows.key()?).to_vec())
+    }
+
+    /// Takes the rows in that share the next head; whether there are any.
+    fn gather(&mut self) -> Result<bool, rocksdb::Error> {
+        let Some(head) = self.next_head() else { return self.rows.status().map(|()| false) };
+        while let Some((row, data)) = self.rows.item().filter(|(row, _)| row.starts_with(&head)) {
+            match key_of(row, data) {
+                Some(key) => self.together.push(key),
+                None => tracing::error!("a block was lost: its bytes and what was known of it are damaged"),
+            }
+            self.rows.next();
+        }
+        self.together.sort_unstable_by(|a, b| b.cmp(a));
+        self.together.dedup();
+        Ok(true)
+    }
+}
+
+impl<'a> Metas<'a> {
     /// The row at which the metadata stands, if it can be read.
     fn row(&mut self) -> Option<Result<(Vec<u8>, Meta), DbError>> {
         let (key, value) = self.rows.item()?;
@@ -34,28 +64,32 @@ impl Metas<'_> {
         Some(decoded.map(|meta| (self.last.clone(), meta)))
     }
 
-    /// The next block, by its own key.
+    /// The next block, by its own bytes.
     fn hop(&mut self) -> Option<Result<(Vec<u8>, Meta), DbError>> {
-        let begun = self.begun;
         let db = self.db;
-        let blocks = self.hopping.get_or_insert_with(|| {
-            let mut blocks = db.db.raw_iterator_cf(db.family(BLOCKS));
-            blocks.seek(&self.last);
-            if begun && blocks.key() == Some(self.last.as_slice()) {
-                blocks.next();
+        loop {
+            let blocks = self.hopping.get_or_insert_with(|| {
+                let mut rows = db.db.raw_iterator_cf(db.family(BLOCKS));
+                rows.seek(head(&self.last));
+                Blocks { rows, together: Vec::new() }
+            });
+            let Some(key) = blocks.together.pop() else {
+                match blocks.gather() {
+                    Ok(true) => continue,
+                    Ok(false) => return None,
+                    Err(error) => return Some(Err(db.failed(error))),
+                }
+            };
+            if key < self.last || (self.begun && key == self.last) {
+                continue;
             }
-            blocks
-        });
-        let Some(key) = blocks.key().map(<[u8]>::to_vec) else {
-            return blocks.status().err().map(|e| Err(db.failed(e)));
-        };
-        blocks.next();
-        self.begun = true;
-        self.last.clone_from(&key);
-        match db.meta(&key) {
-            Ok(Some(meta)) => Some(Ok((key, meta))),
-            Ok(None) => self.hop(),
-            Err(error) => Some(Err(error)),
+            self.begun = true;
+            self.last.clone_from(&key);
+            match db.meta(&key) {
+                Ok(Some(meta)) => return Some(Ok((key, meta))),
+                Ok(None) => {}
+                Err(error) => return Some(Err(error)),
+            }
         }
     }
 }
@@ -64,11 +98,10 @@ impl Iterator for Metas<'_> {
     type Item = Result<(Vec<u8>, Meta), DbError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.hopping.is_some() {
+        if let Some(blocks) = &self.hopping {
             // Behind the damage the metadata can be read again.
-            let at = self.hopping.as_ref().and_then(|blocks| blocks.key()).map(<[u8]>::to_vec);
-            match at {
-                Some(at) => self.rows.seek(at),
+            match blocks.next_head().filter(|_| blocks.together.is_empty()) {
+                Some(head) => self.rows.seek(head),
                 None => return self.hop(),
             }
             if !self.rows.valid() {

@@ -17,7 +17,7 @@ const ROUNDS: usize = 10;
 /// Bytes of a blob file before its first record, and after its last (RocksDB, `blob_log_format.h`).
 const HEADER: usize = 30;
 const FOOTER: usize = 32;
-/// Bytes of a record before its key: lengths of key and value, an expiry, two checksums.
+/// Bytes of a record before its name: lengths of name and value, an expiry, two checksums.
 const RECORD: usize = 32;
 
 /// Where the record of a block lies.
@@ -27,7 +27,7 @@ struct Place {
     length: usize,
 }
 
-/// The records of a blob file that is whole, by key.
+/// The records of a blob file that is whole, by the keys of their blocks.
 fn records(file: &Path) -> Vec<(Vec<u8>, Place)> {
     let bytes = std::fs::read(file).unwrap();
     let mut found = Vec::new();
@@ -35,10 +35,10 @@ fn records(file: &Path) -> Vec<(Vec<u8>, Place)> {
     while at < bytes.len() - FOOTER {
         let number =
             |at: usize| usize::try_from(u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())).unwrap();
-        let (key, value) = (number(at), number(at + 8));
-        let length = RECORD + key + value;
-        let key = bytes[at + RECORD..at + RECORD + key].to_vec();
-        found.push((key, Place { file: file.to_owned(), at, length }));
+        let (name, value) = (number(at), number(at + 8));
+        let length = RECORD + name + value;
+        let block = hash::cid_v1(hash::RAW, &bytes[at + RECORD + name..at + length]);
+        found.push((key(&block), Place { file: file.to_owned(), at, length }));
         at += length;
     }
     found
@@ -52,7 +52,7 @@ fn live(dir: &Path, known: &mut HashSet<PathBuf>) -> HashMap<Vec<u8>, Place> {
     new.iter().flat_map(|file| records(file)).collect()
 }
 
-/// Flips one bit somewhere in a record: in its header, its key or its value.
+/// Flips one bit somewhere in a record: in its header, its name or its value.
 fn flip(place: &Place, rng: &mut SmallRng) {
     let at = (place.at + rng.random_range(0..place.length)) as u64;
     let file = File::options().read(true).write(true).open(&place.file).unwrap();

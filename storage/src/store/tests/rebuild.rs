@@ -1,6 +1,6 @@
 //! Databases with a damaged table, built anew.
 
-use super::health::{Dag, flip, lacking, tables_with, three};
+use super::health::{Dag, flip, lacking, tables_of, three};
 use super::*;
 
 /// A closed store of three DAGs; a bit of a table that has the last one's leaves is flipped: of the `which`th.
@@ -8,7 +8,7 @@ fn damaged(which: usize) -> (tempfile::TempDir, Vec<Dag>) {
     let dir = tempfile::tempdir().unwrap();
     let (store, dags) = three(dir.path());
     store.close().unwrap();
-    let tables = tables_with(&dir.path().join("blocks"), &key(&dags[2].1[0].0)[14..]);
+    let tables = tables_of(&dir.path().join("blocks"), &dags[2].1[0]);
     flip(&tables[which].0, tables[which].1);
     (dir, dags)
 }

@@ -1,6 +1,6 @@
 //! Repos of older and newer builds.
 
-use rocksdb::{DB, Options};
+use rocksdb::{ColumnFamilyDescriptor, DB, IteratorMode, Options};
 
 use super::*;
 use crate::db::{DbError, SCHEMA};
@@ -38,6 +38,86 @@ fn a_repo_of_the_first_version_is_brought_to_todays_and_keeps_all() {
     store.close().unwrap();
     let names = families(dir.path());
     assert!(!names.iter().any(|name| name == "stamps" || name == "marks"), "{names:?}");
+}
+
+/// Makes the block database what a build of the second version left: blocks under their keys, longer records.
+fn age(dir: &Path, blocks: &[(Cid, Bytes)]) {
+    let family = |name: &str| {
+        let mut options = Options::default();
+        match name {
+            "blocks" => {
+                options.set_enable_blob_files(true);
+                options.set_min_blob_size(1024);
+            }
+            "default" => options.set_merge_operator_associative("sum", |_, base, _| base.map(<[u8]>::to_vec)),
+            _ => {}
+        }
+        ColumnFamilyDescriptor::new(name, options)
+    };
+    let path = dir.join("blocks");
+    let db =
+        DB::open_cf_descriptors(&Options::default(), path, families(dir).iter().map(|name| family(name)));
+    let db = db.unwrap();
+    let rows = db.cf_handle("blocks").unwrap();
+    let named: Vec<_> = db.iterator_cf(rows, IteratorMode::Start).map(|row| row.unwrap().0).collect();
+    assert!(named.len() == blocks.len() && named.iter().all(|name| name.len() == 14));
+    named.iter().for_each(|name| db.delete_cf(rows, name).unwrap());
+    db.flush_cf(rows).unwrap();
+    // Their file goes.
+    db.compact_range_cf(rows, None::<&[u8]>, None::<&[u8]>);
+    for (cid, data) in blocks {
+        db.put_cf(rows, key(cid), data).unwrap();
+        let size = (data.len() as u32).to_be_bytes();
+        let record = [&size[..], &[Class::Own.index() as u8, 0, 1]].concat();
+        db.put_cf(db.cf_handle("meta").unwrap(), key(cid), record).unwrap();
+    }
+    db.delete(b"named").unwrap();
+}
+
+/// Blocks that an older build stored and such as come now are read, met again, put aside, healed and collected alike.
+#[test]
+fn blocks_under_their_keys_and_under_names_live_side_by_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let old: Vec<_> = (0..20).map(|seed| block(seed, 3000)).collect();
+    put_all(&store, &old);
+    store.state().set_schema(2).unwrap();
+    store.close().unwrap();
+    age(dir.path(), &old);
+
+    let store = open(dir.path());
+    assert_eq!(store.state().schema().unwrap(), SCHEMA);
+    let new: Vec<_> = (20..40).map(|seed| block(seed, 3000)).collect();
+    assert_eq!(put_all(&store, &old[..10]).new_blocks, 0, "they are met again");
+    assert_eq!(put_all(&store, &new).new_blocks, 20);
+    let reads = |store: &Store| {
+        for (cid, data) in old.iter().chain(&new) {
+            assert_eq!(store.get(cid).unwrap().as_ref(), Some(data));
+        }
+    };
+    reads(&store);
+    assert_eq!(store.verify(None, &mut |_| true).unwrap().checked, 40);
+    store.close().unwrap();
+    for (_, data) in [&old[3], &new[3]] {
+        damage::rot(dir.path(), data);
+    }
+    let store = open(dir.path());
+    assert_eq!(store.verify(None, &mut |_| true).unwrap().damaged, 2);
+    assert_eq!(store.stat().unwrap().quarantined_blocks, 2);
+    put_all(&store, &[old[3].clone(), new[3].clone()]);
+    reads(&store);
+    // Moved to another directory, all have names.
+    store.add_directory(&dir.path().join("more")).unwrap();
+    let own = store.directories().unwrap()[0].path.clone();
+    store.drain_directory(&own, &mut |_, _| true).unwrap();
+    reads(&store);
+    store.add_directory(&own).unwrap();
+    let mut batch = store.state().batch();
+    store.pin(&mut batch, &pin("kept", PinKind::Direct, old[0].0)).unwrap();
+    store.state().commit(batch).unwrap();
+    assert_eq!(store.gc().unwrap().freed_blocks, 39);
+    assert_eq!(store.blocks(None, 9).unwrap().len(), 1);
+    assert_eq!(store.get(&old[0].0).unwrap().as_ref(), Some(&old[0].1));
 }
 
 #[test]

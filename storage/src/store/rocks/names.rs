@@ -1,0 +1,151 @@
+//! What a block is stored under in the family of blocks: a name that is shorter than its key.
+//!
+//! A key stands in a database three times: in the tree of the metadata, in that of the blocks, and before the bytes in
+//! the blob file. Of blocks of 4 KiB a hundredth of their space was for the last two. So there a block has a name: the
+//! head of its key (code and length of the multihash, and the first bytes of the digest), which keeps names in the order
+//! of keys but for those that share a head, and a tag.
+//!
+//! The tag is a keyed hash of the whole key, and the key is the repo's identity, which nobody else knows: blocks whose
+//! names are the same cannot be made on purpose, however many digests somebody tries. By chance one of
+//! 10^11 stores of 10^9 blocks has two of one name, far fewer than have damage that no checksum shows; the later block
+//! then takes the place of the earlier, and a scrub finds it.
+//!
+//! A name does not give the key back; the bytes do ([`key_of`]).
+
+use arrayvec::ArrayVec;
+
+use crate::hash;
+
+/// Bytes of a digest at the head of a name. With one block in each of 2^32 places heads are hardly shared, and a table,
+/// which keeps what neighbours have in common once, has little use for more.
+const HEAD: usize = 4;
+/// Bytes of a tag.
+const TAG: usize = 8;
+/// Most bytes of a multihash before its digest: a code of 64 bits, and a length of up to 127.
+const MOST_HEADER: usize = 11;
+/// Most bytes of a key.
+const MOST_KEY: usize = MOST_HEADER + hash::MAX_DIGEST;
+
+/// A name.
+pub(super) type Name = ArrayVec<u8, { MOST_HEADER + HEAD + TAG }>;
+
+/// What a block may be stored under.
+pub(super) enum Row<'k> {
+    Name(Name),
+    Key(&'k [u8]),
+}
+
+impl AsRef<[u8]> for Row<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Row::Name(name) => name,
+            Row::Key(key) => key,
+        }
+    }
+}
+
+/// How blocks are named in one database.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Names {
+    secret: [u8; 16],
+    /// Whether an older build filled the database: it stored blocks under their keys.
+    has_older: bool,
+}
+
+impl Names {
+    pub fn new(secret: [u8; 16], has_older: bool) -> Names {
+        Names { secret, has_older }
+    }
+
+    /// The name of a block.
+    ///
+    /// # Panics
+    /// If the key is longer than that of any CID that can be here.
+    pub fn of(&self, key: &[u8]) -> Name {
+        let mut hashed = ArrayVec::<u8, { 16 + MOST_KEY }>::from_iter(self.secret);
+        hashed.extend(key.iter().copied());
+        let tag = hash::sha256(&hashed);
+        head(key).iter().chain(&tag[..TAG]).copied().collect()
+    }
+
+    /// Where a block may be besides under its name.
+    pub fn older<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
+        self.has_older.then_some(key)
+    }
+}
+
+/// What a key and the name made of it have in common, and no other row begins with unless its digest begins the same.
+pub(super) fn head(row: &[u8]) -> &[u8] {
+    let Some(header) = header(row) else { return row };
+    &row[..row.len().min(header + HEAD)]
+}
+
+/// Bytes of a multihash before its digest: two varints.
+fn header(row: &[u8]) -> Option<usize> {
+    let mut ends = row.iter().enumerate().filter(|(_, byte)| **byte < 0x80);
+    ends.nth(1).map(|(last, _)| last + 1)
+}
+
+/// The key of the block that lies in a row, by its bytes; `None` if they are not those of a block there.
+pub(super) fn key_of(row: &[u8], data: &[u8]) -> Option<Vec<u8>> {
+    let (code, rest) = unsigned_varint::decode::u64(row).ok()?;
+    let (len, _) = unsigned_varint::decode::u64(rest).ok()?;
+    let digest = hash::digest(code, usize::try_from(len).ok()?, data)?;
+    let key = [&row[..header(row)?], &digest].concat();
+    key.starts_with(head(row)).then_some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::key;
+
+    fn sample(number: u32) -> (Vec<u8>, Vec<u8>) {
+        let data = number.to_be_bytes().repeat(10);
+        (key(&hash::cid_v1(hash::RAW, &data)), data)
+    }
+
+    #[test]
+    fn names_are_short_differ_and_keep_the_order_of_heads() {
+        let names = Names::new([7; 16], false);
+        let mut keys: Vec<Vec<u8>> = (0..10_000).map(|number| sample(number).0).collect();
+        keys.sort();
+        let named: Vec<Name> = keys.iter().map(|key| names.of(key)).collect();
+        assert!(named.iter().all(|name| name.len() == 2 + HEAD + TAG));
+        assert!(named.is_sorted(), "no two of these share a head");
+        assert!(named.windows(2).all(|pair| pair[0] != pair[1]));
+        let others = Names::new([8; 16], false);
+        assert!(keys.iter().zip(&named).all(|(key, name)| others.of(key) != *name));
+        assert!(keys.iter().zip(&named).all(|(key, name)| head(key) == head(name)));
+    }
+
+    #[test]
+    fn keys_that_share_a_head_have_names_of_their_own() {
+        let names = Names::new([7; 16], false);
+        let (mut key, _) = sample(1);
+        let name = names.of(&key);
+        *key.last_mut().unwrap() ^= 1;
+        assert_eq!(head(&key), head(&name));
+        assert_ne!(names.of(&key), name);
+    }
+
+    #[test]
+    fn bytes_give_the_key_of_either_row_and_nothing_of_a_foreign_one() {
+        let names = Names::new([7; 16], true);
+        let (key, data) = sample(1);
+        assert_eq!(key_of(&names.of(&key), &data), Some(key.clone()));
+        assert_eq!(key_of(&key, &data), Some(key.clone()));
+        assert_eq!(names.older(&key), Some(key.as_slice()));
+        assert_eq!(key_of(&key, &sample(2).1), None);
+        assert_eq!(key_of(&[], &data), None);
+        assert_eq!(key_of(&[0xff; 20], &data), None);
+        for (code, digest) in [(hash::SHA2_512, hash::sha512(&data).to_vec())] {
+            let key = key_of_cid(code, &digest);
+            assert_eq!(key_of(&names.of(&key), &data), Some(key));
+        }
+    }
+
+    fn key_of_cid(code: u64, digest: &[u8]) -> Vec<u8> {
+        key(&hash::cid_from_digest(hash::RAW, code, digest))
+    }
+}
