@@ -10,6 +10,7 @@
 //! machine by others. The pauses that a collection makes by itself count as its running. Start time and memory are those of
 //! a process of its own. `--check` exits 1 if a bound is missed.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Mutex;
@@ -423,11 +424,20 @@ fn memory(figures: &mut Figures, name: &str) -> Outcome<()> {
 
 fn disk(store: &Store, name: &str, figures: &mut Figures, at_most: Option<f64>) -> Outcome<()> {
     let stat = store.stat()?;
+    let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+    for directory in store.directories()? {
+        for entry in std::fs::read_dir(directory.path)? {
+            let entry = entry?;
+            let kind = entry.path().extension().unwrap_or_default().to_string_lossy().into_owned();
+            *kinds.entry(kind).or_default() += entry.metadata()?.len();
+        }
+    }
     let each = stat.overhead_bytes as f64 / stat.blocks.max(1) as f64;
     figures.tell(name, stat.disk_bytes as f64 / stat.bytes.max(1) as f64, "x", at_most);
     println!(
         "    {} blocks, {} live, {} on disk, {each:.0} bytes over a block",
         stat.blocks, stat.bytes, stat.disk_bytes
     );
+    println!("    in bytes by the endings of files: {kinds:?}");
     Ok(())
 }

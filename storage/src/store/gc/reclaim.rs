@@ -135,6 +135,9 @@ impl Volume {
             self.before = self.now;
         }
         let more = self.is_worth_it();
+        if !more {
+            db.remove_replaced()?;
+        }
         if more && shared.calls.load(Ordering::Relaxed).saturating_sub(calls) > BUSY {
             pause(shared, (begun.elapsed() * PAUSE).min(LONGEST_PAUSE));
         }

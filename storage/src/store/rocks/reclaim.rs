@@ -59,6 +59,13 @@ impl BlockDb {
         compacted
     }
 
+    /// Removes files that compactions have replaced. RocksDB does it when a compaction ends, but leaves those that somebody was
+    /// reading at that moment to the next one: a table of all keys, after a collection beside which blocks are read.
+    pub fn remove_replaced(&self) -> Result<(), DbError> {
+        let removed = self.db.disable_file_deletions().and_then(|()| self.db.enable_file_deletions());
+        removed.map_err(|e| self.failed(e))
+    }
+
     /// Cuts compactions short. Nothing can be written any more: for a process that ends.
     pub fn cancel_background(&self) {
         self.db.cancel_all_background_work(false);
