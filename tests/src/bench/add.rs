@@ -45,6 +45,7 @@ pub(super) fn run(source: &Source, report: &mut Report) {
 /// One add into a fresh repo, which is gone afterwards.
 fn add(source: &Source, arguments: &[&str]) -> Usage {
     let node = Node::init(None);
+    process::have_memory(2 * source.bytes);
     let usage = process::run(&mut node.command(arguments));
     let added: serde_json::Value = serde_json::from_slice(&usage.stdout).expect("one JSON object");
     assert_eq!(added["size"].as_u64(), Some(source.bytes), "not all was added: {added}");

@@ -66,6 +66,7 @@ fn pipeline(source: &Source) -> (f64, f64) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let store = cat::open(dir.path());
     let root = cat::fill(&store, source);
+    process::have_memory(4 * source.bytes);
     let (begun, before) = (Instant::now(), process::cpu(std::process::id()));
     let blocks = read::walk(&store, &root).map(|block| block.expect("the DAG is whole"));
     let plan = erasure::plan(blocks, SHARDS.0, SHARDS.1).expect("a plan");

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use btfs_storage::hash;
 
-use super::{MIB, Source};
+use super::{MIB, Source, process};
 
 /// Messages hashed at once: as many as the widest registers have lanes.
 const TOGETHER: u64 = 16;
@@ -30,6 +30,7 @@ pub(super) fn hashed_and_copied(source: &Source, dir: &Path) -> f64 {
 
 fn through(source: &Source, copy: Option<&File>) -> f64 {
     rustix::fs::sync();
+    process::have_memory(2 * source.bytes);
     let file = File::open(&source.path).expect("the source");
     let next = AtomicU64::new(0);
     let work = || {

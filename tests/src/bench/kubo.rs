@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use super::process::{self, Usage, median};
 use super::report::{Bound, Line, Report};
-use super::{Place, Source, floor};
+use super::{MIB, Place, Source, floor};
 use crate::ipfs::Ipfs;
 use crate::node::Node;
 
@@ -31,6 +31,9 @@ const DIRECTORIES: u64 = 100;
 const FILES: u64 = 1000;
 /// and bytes of each.
 const FILE_SIZE: usize = 4096;
+
+/// Bytes of memory that a run of either takes at most, the files that it writes included.
+const ROOM: u64 = 1536 * MIB;
 
 /// How many times Kubo's rate the large file must be added with,
 const TIMES: f64 = 4.0;
@@ -162,6 +165,7 @@ fn ours(path: &Path, dir: &Path) -> (Usage, String) {
     let node = Node::init_below(dir, None);
     // What others left to be written is not on our account.
     rustix::fs::sync();
+    process::have_memory(ROOM);
     let path = path.to_str().expect("a plain name");
     let usage = process::run(&mut node.command(&["add", "--quieter", path]));
     let root = String::from_utf8_lossy(&usage.stdout).trim().to_owned();
@@ -175,6 +179,7 @@ fn kubo(path: &Path, place: &Place, sync: bool) -> (Usage, String) {
         sync_blocks(&ipfs);
     }
     rustix::fs::sync();
+    process::have_memory(ROOM);
     let path = path.to_str().expect("a plain name");
     let mut usage = process::run(&mut ipfs.command(&["add", "-r", "-Q", "--offline", path]));
     if place.is_disk && !sync {

@@ -19,6 +19,7 @@
 //!   downloads the file from libtorrent, beside libtorrent in the same part towards another libtorrent.
 //! * `demo`: `btfs demo` with the file: the largest peak of any of its processes.
 //!
+//! What is timed finds the memory there that it will need ([`process::have_memory`]).
 //! A running process' time is what `/proc/PID/stat` says after, minus before; a peak of memory is `VmHWM`, caches
 //! included. Files and repos lie in memory (`/dev/shm`) where there is room for them, so that the figures are the
 //! program's and not the disk's: on one machine the same `add` took 2.3 s of CPU there and 4 s on its busy disk, most of
