@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -143,6 +144,60 @@ fn wrong_keys_and_wrong_uses_are_refused_without_telling_the_key() {
     }
     let told = node.fails(&["add", "--private", text(&node.repo())]);
     assert!(told.contains("tar c"), "{told}");
+}
+
+#[test]
+fn a_link_needs_to_be_in_no_argument() {
+    let node = Node::init(None);
+    let (file, link_file, got) = (node.file("secret"), node.file("link"), node.file("got"));
+    random_file(&file, 200_000, 13);
+    let added = node.json(&["add", "--private", "--link-to", text(&link_file), text(&file)]);
+    assert_eq!((added.get("link"), &added["link_file"]), (None, &Value::from(text(&link_file))));
+    let mode = fs::metadata(&link_file).expect("the link").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "only its owner reads it");
+    let link = fs::read_to_string(&link_file).expect("the link");
+    let cid = added["cid"].as_str().expect("a CID");
+    assert!(link.starts_with(&format!("{cid}#")));
+    // From the file, and from standard input.
+    node.json(&["get", "--link-file", text(&link_file), "--output", text(&got)]);
+    assert_eq!(sha256(&got), sha256(&file));
+    for content in [link.clone(), format!("{}\nmore", link.trim())] {
+        let part = ["cat", "--link-file", "-", "--offset", "7", "--length", "100000"];
+        let child = node.command(&part).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.expect("btfs runs");
+        child.stdin.take().expect("piped").write_all(content.as_bytes()).expect("it reads");
+        let opened = child.wait_with_output().expect("it ends");
+        assert!(opened.stdout == fs::read(&file).expect("the file")[7..100_007]);
+    }
+}
+
+#[test]
+fn link_files_are_neither_overwritten_nor_guessed() {
+    let node = Node::init(None);
+    let (file, taken, plain) = (node.file("secret"), node.file("taken"), node.file("plain"));
+    fs::write(&file, b"some content").expect("a file");
+    fs::write(&taken, b"mine").expect("a file");
+    let cid = node.json(&["add", text(&file)])["cid"].as_str().expect("a CID").to_owned();
+    fs::write(&plain, &cid).expect("a file");
+    let pins = node.json(&["pin", "ls"]);
+    let (absent, nowhere) = (node.file("absent"), node.file("no/such/directory"));
+    for (arguments, word) in [
+        (vec!["add", "--private", "--link-to", text(&taken), text(&file)], "already exists"),
+        (vec!["add", "--private", "--link-to", text(&nowhere), text(&file)], "nothing was stored"),
+        (vec!["add", "--private", "--link-to", text(&absent), text(&file), text(&file)], "one by one"),
+        (vec!["cat", "--link-file", text(&plain)], "no key"),
+        (vec!["cat", "--link-file", "-"], "no link"),
+        (vec!["cat", "--link-file", text(&absent)], "cannot read a link"),
+    ] {
+        let told = node.fails(&arguments);
+        assert!(told.contains(word), "{arguments:?}: {told}");
+    }
+    assert_eq!(fs::read(&taken).expect("the file"), b"mine");
+    assert!(!absent.exists());
+    assert_eq!(node.json(&["pin", "ls"]), pins, "nothing was stored");
+    for arguments in [vec!["cat"], vec!["cat", &cid, "--link-file", text(&plain)]] {
+        assert_eq!(node.run(&arguments).status.code(), Some(2), "{arguments:?} is no usage");
+    }
 }
 
 #[test]

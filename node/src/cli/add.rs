@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::Context;
 use super::client::Client;
+use super::sealed::Told;
 use crate::calls::add::{AddOptions, AddRequest, Added};
 use crate::config::ByteSize;
 
@@ -35,6 +36,7 @@ Examples:
   btfs add -n x                          the CID that x would have; nothing is stored
   btfs add --nocopy /srv/films           no copies: blocks are read from the films themselves
   btfs add --private letter.pdf          sealed; only who has the printed link can read it
+  btfs add --private --link-to key x     the same, with the link in a file instead of on the screen
   btfs add --torrent album               a magnet link, too
 
 An add that was broken off is simply started again: it reads and hashes everything anew, and stores what is missing.";
@@ -75,6 +77,10 @@ pub struct Add {
         "hidden", "ignore", "ignore_rules_path", "dereference_symlinks", "dereference_args", "empty_dirs", "preserve_mode", "preserve_mtime",
         "mode", "mtime"])]
     private: bool,
+    /// Write that link to a new file that only you can read, instead of printing it; `get` and `cat` take it by
+    /// --link-file.
+    #[arg(long, value_name = "FILE", requires = "private", help_heading = OPTIONS)]
+    link_to: Option<PathBuf>,
     /// Announce a private file like any other.
     #[arg(long, requires = "private", help_heading = OPTIONS)]
     announce: bool,
@@ -209,7 +215,8 @@ impl Add {
         for path in &self.paths {
             if self.private {
                 let options = AddOptions { private: !self.announce, ..self.options() };
-                super::sealed::add(context, client, path, &options, self.quieter).await?;
+                let told = Told { link_to: self.link_to.as_deref(), quieter: self.quieter };
+                super::sealed::add(context, client, path, &options, told).await?;
                 continue;
             }
             let added = if is_stdin(path) {
@@ -224,6 +231,9 @@ impl Add {
 
     /// What cannot be, before anything is read or stored.
     fn check(&self) -> anyhow::Result<()> {
+        if self.link_to.is_some() && self.paths.len() > 1 {
+            bail!("--link-to takes the link of one file; add the files one by one");
+        }
         if !self.paths.iter().any(|path| is_stdin(path)) {
             if self.stdin_name.is_some() {
                 bail!("--stdin-name names standard input, which is added as `-`");

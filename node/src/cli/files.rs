@@ -4,17 +4,24 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use btfs_storage::read::Outward;
+use btfs_storage::sealed::Link;
 use clap::Args;
 use futures::TryStreamExt;
 
 use super::Context;
+use super::sealed::Wanted;
 use crate::calls::files::{Entry, GetRequest, LsRequest};
 use crate::config::ByteSize;
 
 #[derive(Debug, Args)]
 pub struct Get {
-    /// A CID, /ipfs/CID/path, CID#key, infohash, magnet link or .torrent file.
-    reference: String,
+    /// A CID, /ipfs/CID/path, CID#key, infohash, magnet link or .torrent file. Every user of this machine can see
+    /// arguments while the command runs; --link-file keeps a key from them.
+    #[arg(required_unless_present = "link_file")]
+    reference: Option<String>,
+    /// Read the link of a private file, CID#key, from the first line of this file; `-` is standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "reference")]
+    link_file: Option<PathBuf>,
     /// Where to; default: the last segment of the reference.
     #[arg(long, short)]
     output: Option<PathBuf>,
@@ -61,23 +68,10 @@ impl From<Symlinks> for Outward {
 
 impl Get {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
-        if let Some(link) = super::sealed::link(&self.reference)? {
-            if self.pin {
-                bail!(
-                    "--pin keeps the sealed bytes: `btfs pin add {}` does that, and announces them",
-                    link.reference
-                );
-            }
-            if self.archive || self.compress {
-                bail!("what is sealed is one file, written as it was; `btfs cat LINK | gzip` compresses it");
-            }
-            let target = match &self.output {
-                Some(target) => target.clone(),
-                None => default_target(&link.reference)?,
-            };
-            return super::sealed::get(context, &link, &target).await;
-        }
-        let reference = absolute_torrent(self.reference)?;
+        let reference = match Wanted::given(self.reference.clone(), self.link_file.as_deref())? {
+            Wanted::Sealed(link) => return self.sealed(context, &link).await,
+            Wanted::Plain(reference) => absolute_torrent(reference)?,
+        };
         let target = match self.output {
             Some(target) => target,
             None => {
@@ -116,6 +110,25 @@ impl Get {
     }
 }
 
+impl Get {
+    async fn sealed(&self, context: &Context, link: &Link) -> anyhow::Result<()> {
+        if self.pin {
+            bail!(
+                "--pin keeps the sealed bytes: `btfs pin add {}` does that, and announces them",
+                link.reference
+            );
+        }
+        if self.archive || self.compress {
+            bail!("what is sealed is one file, written as it was; `btfs cat LINK | gzip` compresses it");
+        }
+        let target = match &self.output {
+            Some(target) => target.clone(),
+            None => default_target(&link.reference)?,
+        };
+        super::sealed::get(context, link, &target).await
+    }
+}
+
 /// Text from the command line as a value in a query.
 pub(super) fn query_value(text: &str) -> percent_encoding::PercentEncode<'_> {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC)
@@ -145,8 +158,13 @@ fn default_target(reference: &str) -> anyhow::Result<PathBuf> {
 
 #[derive(Debug, Args)]
 pub struct Cat {
-    /// A CID, /ipfs/CID/path or CID#key.
-    reference: String,
+    /// A CID, /ipfs/CID/path or CID#key. Every user of this machine can see arguments while the command runs;
+    /// --link-file keeps a key from them.
+    #[arg(required_unless_present = "link_file")]
+    reference: Option<String>,
+    /// Read the link of a private file, CID#key, from the first line of this file; `-` is standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "reference")]
+    link_file: Option<PathBuf>,
     /// First byte.
     #[arg(long, default_value_t = 0)]
     offset: u64,
@@ -157,12 +175,15 @@ pub struct Cat {
 
 impl Cat {
     pub async fn run(self, context: &Context) -> anyhow::Result<()> {
-        if let Some(link) = super::sealed::link(&self.reference)? {
-            return super::sealed::cat(context, &link, self.offset, self.length).await;
-        }
+        let reference = match Wanted::given(self.reference, self.link_file.as_deref())? {
+            Wanted::Sealed(link) => {
+                return super::sealed::cat(context, &link, self.offset, self.length).await;
+            }
+            Wanted::Plain(reference) => reference,
+        };
         let client = context.client().await?;
         let length = self.length.map(|length| format!("&length={length}")).unwrap_or_default();
-        let reference = query_value(&self.reference);
+        let reference = query_value(&reference);
         let mut chunks = client
             .bytes(&format!("/api/v1/cat?reference={reference}&offset={}{length}", self.offset))
             .await?;

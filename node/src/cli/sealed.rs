@@ -1,7 +1,7 @@
 //! Sealed files: `add --private`, and `get` and `cat` of links with a key.
 //!
 //! Sealing and opening happen in this process. The daemon sees sealed bytes and the reference before the `#`; the key goes
-//! nowhere but to standard output, in the link that `add --private` prints.
+//! nowhere but into the link, which `add --private` prints or writes to a file of its own.
 
 use std::io::{Read, Write};
 use std::ops::Range;
@@ -18,6 +18,7 @@ use super::Context;
 use super::client::Client;
 use super::files::query_value;
 use super::progress::Bar;
+use super::secret;
 use crate::api::call::Step;
 use crate::calls::add::{AddOptions, Added};
 use crate::calls::body;
@@ -29,8 +30,12 @@ use crate::config::ByteSize;
 struct Private {
     /// The root of the sealed bytes, which anybody may know.
     cid: String,
-    /// `CID#key`: whoever has it can read the content.
-    link: String,
+    /// `CID#key`: whoever has it can read the content. Absent if it went to a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    link: Option<String>,
+    /// The file with the link, if one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    link_file: Option<PathBuf>,
     /// The last segment of the path.
     name: String,
     /// Bytes of content.
@@ -41,8 +46,27 @@ struct Private {
     blocks: u64,
 }
 
+/// What `get` and `cat` are to show.
+pub(super) enum Wanted {
+    /// A sealed file, and its key.
+    Sealed(Link),
+    /// Anything else.
+    Plain(String),
+}
+
+impl Wanted {
+    /// From the argument, or from the file that keeps a link out of the arguments.
+    pub(super) fn given(argument: Option<String>, link_file: Option<&Path>) -> anyhow::Result<Wanted> {
+        if let Some(file) = link_file {
+            return secret::link(file).map(Wanted::Sealed);
+        }
+        let text = argument.unwrap_or_default();
+        Ok(link(&text)?.map_or(Wanted::Plain(text), Wanted::Sealed))
+    }
+}
+
 /// The sealed link in an argument; `None` if it is a reference without a key.
-pub(super) fn link(text: &str) -> anyhow::Result<Option<Link>> {
+fn link(text: &str) -> anyhow::Result<Option<Link>> {
     match text.parse::<Link>() {
         Ok(link) => Ok(Some(link)),
         // A name may have a # in it; a CID does not.
@@ -65,14 +89,23 @@ pub(super) fn refuse_keys(arguments: impl Iterator<Item = std::ffi::OsString>) -
     Ok(())
 }
 
+/// How a private file's link is given out.
+pub(super) struct Told<'a> {
+    /// The file for it, which must not be there; otherwise it is printed.
+    pub link_to: Option<&'a Path>,
+    /// Nothing else is printed.
+    pub quieter: bool,
+}
+
 /// Seals a file, or standard input, on its way into the store.
 pub(super) async fn add(
     context: &Context,
     client: &Client,
     path: &Path,
     options: &AddOptions,
-    quieter: bool,
+    told: Told<'_>,
 ) -> anyhow::Result<()> {
+    let link_file = told.link_to.map(LinkFile::new).transpose()?;
     let input = open_input(path)?;
     let total = input.1;
     let key = SealKey::random()?;
@@ -90,18 +123,68 @@ pub(super) async fn add(
     let query = format!("/api/v1/add-stream?{}", options.to_query()?);
     let added: Added = client.upload(&query, axum::body::Body::from_stream(sealed)).await?;
     let link = Link { reference: added.cid.clone(), key };
+    let link_file = link_file.map(|file| file.keep(&link)).transpose()?;
     let private = Private {
         cid: added.cid,
-        link: link.reveal().to_string(),
+        link: link_file.is_none().then(|| link.reveal().to_string()),
+        link_file,
         name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         size: content_size(added.size)?,
         sealed_size: added.size,
         blocks: added.blocks,
     };
-    context.show(&private, |private| match quieter {
-        true => private.link.clone(),
-        false => format!("{}  {}  {}", private.link, ByteSize(private.size), private.name),
+    context.show(&private, |private| {
+        let first = private.link.as_ref().unwrap_or(&private.cid);
+        let kept = private.link_file.as_ref().map(|file| format!("\nits link is in {}", file.display()));
+        match told.quieter {
+            true => first.clone(),
+            false => {
+                format!("{first}  {}  {}{}", ByteSize(private.size), private.name, kept.unwrap_or_default())
+            }
+        }
     })
+}
+
+/// The file for a new link, which only its owner can read. It is made before anything is sealed, so that no key is lost
+/// to a directory that cannot be written to, and gets its name once the link is in it.
+struct LinkFile {
+    target: PathBuf,
+    file: tempfile::NamedTempFile,
+}
+
+impl LinkFile {
+    fn new(target: &Path) -> anyhow::Result<LinkFile> {
+        let target = std::path::absolute(target)?;
+        if target.symlink_metadata().is_ok() {
+            bail!("{} already exists; nothing was stored. Choose another name", target.display());
+        }
+        let cannot = || format!("cannot write a link to {}; nothing was stored", target.display());
+        let file = tempfile::NamedTempFile::new_in(target.parent().with_context(cannot)?);
+        let file = file.with_context(cannot)?;
+        Ok(LinkFile { target, file })
+    }
+
+    /// Writes the link; it is on the disk when this returns.
+    fn keep(self, link: &Link) -> anyhow::Result<PathBuf> {
+        let LinkFile { target, file } = self;
+        write_link(file, &target, link).with_context(|| {
+            format!(
+                "{} is stored, but its link could not be written to {}: nobody can open it, so add the file again. \
+                 `btfs pin rm {}` lets this one go",
+                link.reference,
+                target.display(),
+                link.reference
+            )
+        })?;
+        Ok(target)
+    }
+}
+
+fn write_link(mut file: tempfile::NamedTempFile, target: &Path, link: &Link) -> std::io::Result<()> {
+    writeln!(file, "{}", *link.reveal())?;
+    file.as_file().sync_all()?;
+    file.persist_noclobber(target).map_err(|error| error.error)?;
+    target.parent().map_or(Ok(()), |directory| std::fs::File::open(directory)?.sync_all())
 }
 
 /// A file and its length, or standard input.
