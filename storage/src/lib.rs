@@ -53,5 +53,5 @@ pub use store::decoders;
 pub use store::{
     BackupReport, ClassStat, DirectoryStat, DirectoryState, GcOptions, GcPhase, GcProgress, GcReport,
     HotStat, InPlace, Incomplete, Ingest, Ingested, LocatedBlock, Pin, PinId, PinKind, Quota, Rebuilt,
-    Removal, RepoStat, ScrubPage, Store, StoreOptions, StoredBlock, Verified,
+    Removal, RepoStat, ScrubPage, ScrubRound, Store, StoreOptions, StoredBlock, Verified,
 };

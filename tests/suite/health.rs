@@ -40,6 +40,15 @@ fn damage(repo: &Path) {
     std::fs::write(&largest, bytes).expect("it is written");
 }
 
+/// Sets the rate at which daemons look for damage.
+fn scrub_at(node: &Node, rate: &str) {
+    let path_of = node.repo().join("config.toml");
+    let settings = std::fs::read_to_string(&path_of).expect("the settings");
+    assert!(!settings.contains("[storage]"), "{settings}");
+    let settings = format!("{settings}\n[storage]\nscrub_rate = \"{rate}\"\n");
+    std::fs::write(&path_of, settings).expect("the settings are written");
+}
+
 #[test]
 fn damage_is_named_with_its_pin_and_repaired_from_another_node() {
     let (mut one, mut two) = (Node::init(None), Node::init(None));
@@ -50,11 +59,7 @@ fn damage_is_named_with_its_pin_and_repaired_from_another_node() {
     let clean = two.json(&["repo", "verify"]);
     assert_eq!((clean["blocks_damaged"].as_u64(), clean["incomplete_pins"].as_u64()), (Some(0), Some(0)));
     // Or its daemon would mend it first.
-    let path_of = two.repo().join("config.toml");
-    let settings = std::fs::read_to_string(&path_of).expect("the settings");
-    assert!(!settings.contains("[storage]"), "{settings}");
-    let unscrubbed = settings + "\n[storage]\nscrub_rate = \"0B\"\n";
-    std::fs::write(&path_of, unscrubbed).expect("the settings are written");
+    scrub_at(&two, "0B");
     damage(&two.repo());
     let told = two.fails(&["repo", "verify"]);
     assert!(told.contains("1 pin lacks blocks"), "{told}");
@@ -99,6 +104,43 @@ fn a_daemon_mends_what_was_found_damaged() {
     one.stop();
     let verified = two.json(&["repo", "verify"]);
     assert_eq!((&verified["blocks_damaged"], &verified["incomplete_pins"]), (&0.into(), &0.into()));
+}
+
+#[test]
+fn a_scrub_goes_on_where_the_last_daemon_was() {
+    let mut node = Node::init(None);
+    let file = node.file("file");
+    random_file(&file, 40 << 10, 15);
+    node.json(&["add", "--chunker", "size-1024", path(&file)]);
+    // Each daemon reads a page at once, and would read its next one hours later.
+    scrub_at(&node, "1B");
+    let far = |node: &Node| {
+        let stat = node.json(&["repo", "stat"]);
+        (stat["scrubbed_blocks"].as_u64().expect("a number"), stat["last_scrub_ended"].as_u64())
+    };
+    let mut before = far(&node);
+    let mut pages = Vec::new();
+    while before.1.is_none() {
+        node.start();
+        let deadline = Instant::now() + PATIENCE;
+        let after = loop {
+            let after = far(&node);
+            if after != before {
+                break after;
+            }
+            assert!(Instant::now() < deadline, "nothing is read");
+            std::thread::sleep(LOOK);
+        };
+        node.kill();
+        assert_eq!(far(&node), after, "it is kept");
+        pages.push(after.0);
+        before = after;
+    }
+    // The last page ends the round.
+    assert_eq!(pages.pop(), Some(0));
+    assert!(pages.len() > 1 && pages.windows(2).all(|two| two[0] < two[1]), "{pages:?}");
+    let human = String::from_utf8(node.run(&["repo", "stat"]).stdout).expect("text");
+    assert!(human.contains("the last whole round ended"), "{human}");
 }
 
 #[test]

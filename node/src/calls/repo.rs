@@ -64,6 +64,12 @@ pub struct RepoStatAnswer {
     pub hot_misses: u64,
     /// Whether a collection was broken off; the daemon goes on with it, as does `repo gc`.
     pub unfinished_collection: bool,
+    /// Blocks that daemons have read in this round of looking for damage.
+    pub scrubbed_blocks: u64,
+    /// Their bytes.
+    pub scrubbed_bytes: u64,
+    /// When the last whole round ended, in unix seconds.
+    pub last_scrub_ended: Option<u64>,
 }
 
 call!(RepoStatRequest => RepoStatAnswer, "repo/stat");
@@ -186,8 +192,10 @@ pub(super) fn routes(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
 
 /// What the store holds.
 pub async fn repo_stat(node: &Node) -> Answered<RepoStatAnswer> {
-    let read = node.store.run(|store| Ok::<_, ApiError>((store.stat()?, store.has_unfinished_collection()?)));
-    let (stat, unfinished_collection) = read.await?;
+    let read = node.store.run(|store| {
+        Ok::<_, ApiError>((store.stat()?, store.has_unfinished_collection()?, store.scrub_round()?))
+    });
+    let (stat, unfinished_collection, scrub) = read.await?;
     let hot = node.store.hot_stat();
     let of = |class: Class| stat.classes.iter().find(|of| of.class == class);
     let bytes = |class| of(class).map_or(0, |of| of.bytes);
@@ -213,6 +221,9 @@ pub async fn repo_stat(node: &Node) -> Answered<RepoStatAnswer> {
         hot_hits: hot.hits,
         hot_misses: hot.misses,
         unfinished_collection,
+        scrubbed_blocks: scrub.checked,
+        scrubbed_bytes: scrub.bytes,
+        last_scrub_ended: scrub.last_ended,
     })
 }
 

@@ -144,9 +144,11 @@ fn status(status: &LedgerStatus) -> String {
     )
 }
 
+/// Units of time and their seconds, the longest first.
+pub(super) const UNITS: [(char, u64); 5] = [('w', 604_800), ('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
+
 /// Seconds of a text such as `30d`, `12h`, `15m` or `90s`.
 pub fn parse_duration(text: &str) -> anyhow::Result<u64> {
-    const UNITS: [(char, u64); 5] = [('w', 604_800), ('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
     let parsed = UNITS.iter().find_map(|(unit, seconds)| {
         let count: u64 = text.strip_suffix(*unit)?.trim().parse().ok()?;
         count.checked_mul(*seconds)

@@ -1,6 +1,7 @@
 //! `repo`.
 
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
@@ -9,6 +10,7 @@ use btfs_storage::Rebuilt;
 
 use super::Context;
 use super::directory::DirectoryCommand;
+use super::money::UNITS;
 use crate::calls::repo::{
     BackupRequest, GcRequest, IncompletePin, RepoStatAnswer, RepoStatRequest, VerifyAnswer, VerifyRequest,
 };
@@ -146,7 +148,7 @@ fn stat(stat: &RepoStatAnswer) -> String {
         ),
     };
     format!(
-        "blocks     {}\nlive       {} (own {}, hosted {}, cache {})\nreserved   {}{}\non disk    {} ({} more than live)\nfree       {}\npins       {}\ndamaged    {}{hot}{unfinished}",
+        "blocks     {}\nlive       {} (own {}, hosted {}, cache {})\nreserved   {}{}\non disk    {} ({} more than live)\nfree       {}\npins       {}\ndamaged    {}{}{hot}{unfinished}",
         stat.blocks,
         ByteSize(stat.live_bytes),
         ByteSize(stat.own_bytes),
@@ -159,7 +161,28 @@ fn stat(stat: &RepoStatAnswer) -> String {
         ByteSize(stat.free_bytes),
         stat.pins,
         stat.quarantined_blocks,
+        scrubbed(stat),
     )
+}
+
+/// How far daemons have looked for damage, if any has.
+fn scrubbed(stat: &RepoStatAnswer) -> String {
+    let last = match stat.last_scrub_ended {
+        Some(at) => format!("the last whole round ended {}", ago(at)),
+        None if stat.scrubbed_blocks == 0 => return String::new(),
+        None => "no whole round has ended yet".to_owned(),
+    };
+    format!("\nscrubbed   {} in this round; {last}", ByteSize(stat.scrubbed_bytes))
+}
+
+/// How long ago a time in unix seconds was, in the largest unit that fits.
+fn ago(at: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = now.saturating_sub(at);
+    match UNITS.iter().find(|(_, length)| seconds >= *length) {
+        Some((unit, length)) => format!("{}{unit} ago", seconds / length),
+        None => "just now".to_owned(),
+    }
 }
 
 fn verified(answer: &VerifyAnswer) -> String {

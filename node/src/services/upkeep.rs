@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use btfs_storage::{
-    Cid, ClassStat, DirectoryStat, DirectoryState, GcOptions, RepoStat, ScrubPage, StoreError,
+    ClassStat, DirectoryStat, DirectoryState, GcOptions, RepoStat, ScrubRound, Store, StoreError,
 };
 
 use crate::api::call::Progress;
@@ -20,6 +20,8 @@ use crate::retrieve::repair;
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Blocks read between two pauses of the scrub.
 const SCRUB_PAGE: usize = 16;
+/// How often it is noted how far the scrub is, for the next daemon: pages of small blocks are done in milliseconds.
+const SCRUB_NOTED: Duration = Duration::from_secs(5);
 /// Pause of a scrub that has seen everything, or of a store without a block.
 const SCRUB_REST: Duration = Duration::from_secs(3600);
 /// How soon it is tried again to fetch what nobody gave.
@@ -136,19 +138,24 @@ fn is_due(stat: &RepoStat, watermark: u8, left_by_last: Option<u64>) -> bool {
     stat.bytes > 0 && due && grown
 }
 
-/// Reads the store at the configured rate, from one end to the other, again and again.
+/// Reads the store at the configured rate, from one end to the other, again and again; first what the last daemon left of
+/// its round.
 async fn scrub(node: &Arc<Node>) {
     let rate = node.config.storage.scrub_rate.0;
     if rate == 0 {
         return std::future::pending().await;
     }
-    let mut next: Option<Cid> = None;
+    let left = node.store.run(|store| store.scrub_round()).await;
+    let mut round = left.unwrap_or_else(|error| {
+        tracing::warn!(%error, "how far the store was looked through is not known; that begins anew");
+        ScrubRound::default()
+    });
+    let mut note_at = Instant::now();
     loop {
-        let from = next.take();
-        let page = node.store.run(move |store| store.scrub(from.as_ref(), SCRUB_PAGE)).await;
-        let pause = match page {
-            Ok(ScrubPage { bytes, next: following, .. }) => {
-                next = following;
+        let from = round.clone();
+        let pause = match node.store.run(move |store| scrub_page(store, from)).await {
+            Ok((bytes, so_far)) => {
+                round = so_far;
                 Duration::from_secs_f64(bytes as f64 / rate as f64)
             }
             Err(error) => {
@@ -156,9 +163,30 @@ async fn scrub(node: &Arc<Node>) {
                 SCRUB_REST
             }
         };
+        if round.is_new() || Instant::now() >= note_at {
+            note_at = Instant::now() + note(node, round.clone()).await;
+        }
         tokio::time::sleep(pause).await;
-        if next.is_none() {
+        if round.is_new() {
             tokio::time::sleep(SCRUB_REST).await;
+        }
+    }
+}
+
+/// Reads the next page of a round: its bytes, and how far the round is then.
+fn scrub_page(store: &Store, mut round: ScrubRound) -> Result<(u64, ScrubRound), StoreError> {
+    let page = store.scrub(round.next.as_ref(), SCRUB_PAGE)?;
+    round.count(&page, unix_now());
+    Ok((page.bytes, round))
+}
+
+/// Notes how far the scrub is; answers when to do so again. Where nothing can be written it still reads.
+async fn note(node: &Arc<Node>, round: ScrubRound) -> Duration {
+    match node.store.run(move |store| store.note_scrub_round(&round)).await {
+        Ok(()) => SCRUB_NOTED,
+        Err(error) => {
+            tracing::warn!(%error, "how far the store was looked through is not kept for the next daemon");
+            SCRUB_REST
         }
     }
 }

@@ -111,22 +111,22 @@ impl Batch {
         {
             let _not_alone = inner.writing.read();
             run(&mut self.last_checks)?;
-            self.write(inner)?;
+            self.write(inner, true)?;
         }
         self.settle(Outcome::Committed);
         Ok(())
     }
 
-    /// Writes it; whoever calls this holds the lock on writing.
-    pub(super) fn write(&mut self, inner: &Inner) -> Result<(), DbError> {
+    /// Writes it, and waits for the disk if it is to be synced; whoever calls this holds the lock on writing.
+    pub(super) fn write(&mut self, inner: &Inner, sync: bool) -> Result<(), DbError> {
         if self.writes.is_empty() {
             return Ok(());
         }
         inner.check_writable()?;
-        let mut synced = WriteOptions::default();
-        synced.set_sync(true);
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
         let writes = std::mem::take(&mut self.writes);
-        inner.db.write_opt(writes, &synced).map_err(|e| inner.failed(e))
+        inner.db.write_opt(writes, &options).map_err(|e| inner.failed(e))
     }
 }
 

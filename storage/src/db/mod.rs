@@ -7,7 +7,8 @@
 //!
 //! Invariants:
 //!
-//! * A committed batch survives power loss: commits are synced (RocksDB groups concurrent ones into one sync).
+//! * A committed batch survives power loss: commits are synced (RocksDB groups concurrent ones into one sync, and syncs
+//!   with them what was noted before without one).
 //! * Recovery tolerates a torn last record, which was never acknowledged, and refuses a hole in the middle: a state
 //!   that silently lost a voucher would be worse than one that does not open.
 //! * A full disk refuses commits whole and loses nothing; RocksDB goes on by itself within seconds of space returning.
@@ -234,10 +235,24 @@ impl StateDb {
         let mut batch = self.batch();
         let alone = self.inner.writing.write();
         let done = fill(&mut batch)?;
-        batch.write(&self.inner)?;
+        batch.write(&self.inner, true)?;
         drop(alone);
         batch.settle(Outcome::Committed);
         Ok(done)
+    }
+
+    /// Sets the value under `key` without waiting for the disk: it outlives the process, and is durable with the next
+    /// commit. For what only spares work, such as how far something is that can be done again.
+    pub(crate) fn note<K: TableKey, V: Serialize>(
+        &self,
+        table: &Table<K, V>,
+        key: &K,
+        value: &V,
+    ) -> Result<(), DbError> {
+        let mut batch = self.batch();
+        batch.put(table, key, value)?;
+        let _not_alone = self.inner.writing.read();
+        batch.write(&self.inner, false)
     }
 
     /// Writes every buffered record to table files. Nothing depends on it; it shortens the next start.

@@ -33,6 +33,18 @@ fn batches_are_atomic_and_survive_reopening() {
 }
 
 #[test]
+fn a_note_is_there_at_once_and_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = open(dir.path());
+    for value in [1, 2] {
+        db.note(&WORDS, &"far".into(), &value).unwrap();
+        assert_eq!(db.get(&WORDS, &"far".into()).unwrap(), Some(value));
+    }
+    drop(db);
+    assert_eq!(open(dir.path()).get(&WORDS, &"far".into()).unwrap(), Some(2));
+}
+
+#[test]
 fn a_refused_check_keeps_the_whole_batch_out() {
     let dir = tempfile::tempdir().unwrap();
     let db = open(dir.path());

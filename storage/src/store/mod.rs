@@ -25,6 +25,7 @@
 //! | `backup` | a copy while the store is in use |
 //! | `readonly` | a store whose disk can only be read |
 //! | `scrub` | damage: finding it, putting it aside, listing blocks |
+//! | `round` | how far the background scrub is |
 //! | `pool` | threads for blocking calls |
 //! | `decoders` | what the fuzzer of `tests/` needs of the above |
 //!
@@ -52,6 +53,7 @@ mod pool;
 mod quota;
 mod readonly;
 mod rocks;
+mod round;
 mod schema;
 mod scrub;
 mod stat;
@@ -92,6 +94,7 @@ pub use located::{InPlace, LocatedBlock};
 pub(crate) use pins::is_pinned_root;
 pub use pins::{Pin, PinId, PinKind};
 pub use quota::Quota;
+pub use round::ScrubRound;
 pub use scrub::{ScrubPage, StoredBlock};
 pub use stat::{ClassStat, RepoStat};
 pub use verify::{Incomplete, Verified};
@@ -190,7 +193,7 @@ impl Store {
     /// [`DbError::ReadOnly`](crate::db::DbError::ReadOnly).
     pub fn open(options: StoreOptions) -> Result<Store, StoreError> {
         let mut tables = options.tables;
-        tables.extend([GENERATION.name(), PROMISES.name(), gc::UNFINISHED.name()]);
+        tables.extend([GENERATION.name(), PROMISES.name(), gc::UNFINISHED.name(), round::ROUND.name()]);
         tables.extend([identity::IDENTITY.name(), directories::DIRECTORIES.name()]);
         tables.extend(pins::TABLES);
         tables.extend(located::TABLES);

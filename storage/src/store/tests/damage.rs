@@ -96,6 +96,26 @@ fn a_scrub_finds_rot_and_bytes_that_were_wrong_from_the_start() {
 }
 
 #[test]
+fn a_round_of_the_scrub_goes_on_after_a_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let blocks: Vec<_> = (0..10).map(|seed| block(seed, 1000)).collect();
+    put_all(&open(dir.path()), &blocks);
+    // By the hour: three pages of three blocks, and one of the last.
+    let mut seen = Vec::new();
+    for hour in 1..=5 {
+        let store = open(dir.path());
+        let mut round = store.scrub_round().unwrap();
+        assert_eq!(round.is_new(), hour == 1 || hour == 5);
+        let page = store.scrub(round.next.as_ref(), 3).unwrap();
+        round.count(&page, hour * 3600);
+        store.note_scrub_round(&round).unwrap();
+        seen.push((round.checked, round.bytes, round.last_ended));
+    }
+    let ended = Some(4 * 3600);
+    assert_eq!(seen, [(3, 3000, None), (6, 6000, None), (9, 9000, None), (0, 0, ended), (3, 3000, ended)]);
+}
+
+#[test]
 fn a_collection_sweeps_nothing_while_a_pinned_node_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
