@@ -228,6 +228,11 @@ fn files_that_are_not_copied() {
     node.json(&["get", &added, "-o", text(&got)]);
     assert_eq!(sha256(&got.join("film")), sha256(&root.join("film")));
     assert_eq!(node.json(&["filestore", "verify"])["count"], 0);
+    let backup = node.json(&["repo", "backup", text(&node.file("copy"))]);
+    assert_eq!((&backup["blocks_in_files"], &backup["bytes_in_files"]), (&listed["count"], &listed["bytes"]));
+    let told = node.run(&["repo", "backup", text(&node.file("another copy"))]).stdout;
+    let told = String::from_utf8(told).expect("text");
+    assert!(told.contains("10 more blocks"), "{told}");
 
     // Another tail: the first megabytes are still served, the rest is refused by name.
     let mut changed = film.clone();

@@ -177,6 +177,10 @@ pub struct BackupAnswer {
     pub bytes: u64,
     /// Pins.
     pub pins: u64,
+    /// Blocks that `add --nocopy` left in their files, and which are not in the copy.
+    pub blocks_in_files: u64,
+    /// Their bytes.
+    pub bytes_in_files: u64,
 }
 
 call!(BackupRequest => BackupAnswer, "repo/backup");
@@ -336,5 +340,12 @@ pub async fn backup(node: &Node, request: BackupRequest) -> Answered<BackupAnswe
         Ok::<_, ApiError>(report)
     });
     let report = report.await??;
-    Ok(BackupAnswer { path: target, blocks: report.blocks, bytes: report.bytes, pins: report.pins })
+    Ok(BackupAnswer {
+        path: target,
+        blocks: report.blocks,
+        bytes: report.bytes,
+        pins: report.pins,
+        blocks_in_files: report.blocks_in_files,
+        bytes_in_files: report.bytes_in_files,
+    })
 }

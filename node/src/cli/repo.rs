@@ -12,7 +12,8 @@ use super::Context;
 use super::directory::DirectoryCommand;
 use super::money::UNITS;
 use crate::calls::repo::{
-    BackupRequest, GcRequest, IncompletePin, RepoStatAnswer, RepoStatRequest, VerifyAnswer, VerifyRequest,
+    BackupAnswer, BackupRequest, GcRequest, IncompletePin, RepoStatAnswer, RepoStatRequest, VerifyAnswer,
+    VerifyRequest,
 };
 use crate::config::ByteSize;
 
@@ -42,7 +43,8 @@ pub enum RepoCommand {
     /// The directories that hold its blocks, on one disk or several.
     #[command(subcommand)]
     Dir(DirectoryCommand),
-    /// Copy the repo, its key included, into a new directory while it is in use.
+    /// Copy the repo, its key included, into a new directory while it is in use. What `add --nocopy` left in its files is
+    /// not copied.
     Backup {
         /// The directory: empty, or not there.
         dir: PathBuf,
@@ -83,17 +85,7 @@ impl RepoCommand {
             Self::Verify { repair, rate } => verify(context, repair, rate).await,
             Self::Backup { dir } => {
                 let request = BackupRequest { target: std::path::absolute(&dir)? };
-                context
-                    .run(&request, |done| {
-                        format!(
-                            "{}: {} blocks, {}, {} pins, and the key of this node: keep it as safe as the repo",
-                            done.path.display(),
-                            done.blocks,
-                            ByteSize(done.bytes),
-                            done.pins
-                        )
-                    })
-                    .await
+                context.run(&request, copied).await
             }
             Self::Restore { dir } => {
                 crate::repo::restore(&std::path::absolute(&dir)?, &context.path)
@@ -102,6 +94,24 @@ impl RepoCommand {
             }
         }
     }
+}
+
+fn copied(done: &BackupAnswer) -> String {
+    let left = match done.blocks_in_files {
+        0 => String::new(),
+        blocks => format!(
+            "\n{blocks} more blocks, {}, are not in it: `add --nocopy` left them in their files, which have to stay where \
+             they are (`btfs filestore ls`)",
+            ByteSize(done.bytes_in_files)
+        ),
+    };
+    format!(
+        "{}: {} blocks, {}, {} pins, and the key of this node: keep it as safe as the repo{left}",
+        done.path.display(),
+        done.blocks,
+        ByteSize(done.bytes),
+        done.pins
+    )
 }
 
 /// Ends with an error while something is lacking.

@@ -4,6 +4,9 @@
 //! the copy lies on the same file system, and copied otherwise. The state goes first and no collection runs meanwhile,
 //! so whatever a copied pin needs is among the copied blocks. What was not acknowledged when the copy was made may be
 //! in it, as after a crash, and goes with its first collection.
+//!
+//! What lies in files of the user's own ([`super::located`]) stays there: the copy knows the places, and whoever keeps it
+//! has to keep the files. The report says how much that is.
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +25,10 @@ pub struct BackupReport {
     pub bytes: u64,
     /// Pins in the copy.
     pub pins: u64,
+    /// Blocks that are not in the copy, since they lie in files of the user's own.
+    pub blocks_in_files: u64,
+    /// Their bytes.
+    pub bytes_in_files: u64,
 }
 
 impl Store {
@@ -68,6 +75,8 @@ impl Store {
         std::fs::File::open(dir)
             .and_then(|dir| dir.sync_all())
             .map_err(|e| StoreError::Backup { path: dir.to_owned(), detail: e.to_string() })?;
-        Ok(BackupReport { blocks: stat.blocks, bytes: stat.bytes, pins: stat.pins })
+        let (blocks_in_files, bytes_in_files) = self.shared.only_in_files(&db)?;
+        let (blocks, bytes, pins) = (stat.blocks, stat.bytes, stat.pins);
+        Ok(BackupReport { blocks, bytes, pins, blocks_in_files, bytes_in_files })
     }
 }

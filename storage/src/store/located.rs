@@ -22,6 +22,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::gc::Marks;
+use super::volumes::Volumes;
 use super::{Ingest, Ingested, Shared, Store, key};
 use crate::db::{Batch, DbError, StateDb, Table, TableKey, head};
 use crate::{BlockSink, MAX_BLOCK, Place, StoreError, hash};
@@ -164,6 +165,21 @@ impl Shared {
     pub(super) fn size_in_place(&self, cid: &Cid) -> Result<Option<u64>, StoreError> {
         let first = self.places_of(&key(cid)).next().transpose()?;
         Ok(first.map(|(_, row)| u64::from(row.len)))
+    }
+
+    /// How many blocks there are in files alone, and their bytes. The files are not looked at.
+    pub(super) fn only_in_files(&self, db: &Volumes) -> Result<(u64, u64), StoreError> {
+        let (mut blocks, mut bytes, mut last) = (0, 0, Vec::new());
+        for record in self.state.scan(&PLACES, &[]) {
+            let ((key, _), row) = record?;
+            // Places of one block lie side by side.
+            if key != last && db.meta(&key)?.is_none_or(|meta| meta.quarantined) {
+                blocks += 1;
+                bytes += u64::from(row.len);
+            }
+            last = key;
+        }
+        Ok((blocks, bytes))
     }
 
     /// Relies on a place that still holds the block: whether there is one.

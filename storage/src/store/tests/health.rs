@@ -75,6 +75,28 @@ pub(super) fn lacking(store: &Store) -> Vec<(String, usize)> {
 }
 
 #[test]
+fn a_backup_tells_what_it_leaves_in_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("repo"));
+    let (left, copied) = (block(1, 5000), block(2, 3000));
+    for name in ["file", "again"] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, [&left.1[..], &copied.1].concat()).unwrap();
+        let mut ingest = store.in_place(store.ingest(Class::Own).unwrap());
+        for (offset, (cid, data)) in [(0, &left), (5000, &copied)] {
+            let place = crate::Place { path: &path, offset, mtime: (0, 0) };
+            ingest.put_located(cid, data.clone(), &place).unwrap();
+        }
+        ingest.finish(store.state().batch()).unwrap();
+    }
+    // One of them is also added as a copy, which is in the backup.
+    put_all(&store, &[copied]);
+    let report = store.backup(&dir.path().join("copy")).unwrap();
+    assert_eq!((report.blocks, report.bytes), (1, 3000));
+    assert_eq!((report.blocks_in_files, report.bytes_in_files), (1, 5000));
+}
+
+#[test]
 fn a_backup_made_while_others_write_is_a_whole_store() {
     let dir = tempfile::tempdir().unwrap();
     let (store, dags) = three(dir.path());
@@ -86,7 +108,7 @@ fn a_backup_made_while_others_write_is_a_whole_store() {
     open_ingest.put(&late, data).unwrap();
     open_ingest.expose().unwrap();
     let report = store.backup(&copy).unwrap();
-    assert_eq!((report.blocks, report.pins), (28, 3));
+    assert_eq!((report.blocks, report.pins, report.blocks_in_files), (28, 3, 0));
     assert!(matches!(store.backup(&copy), Err(StoreError::Backup { .. })));
     drop(open_ingest);
     unpin(&store, "own:0");
