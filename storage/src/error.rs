@@ -124,6 +124,23 @@ pub enum StoreError {
         /// The interior block that cannot be read.
         cid: Cid,
     },
+    /// Not all that pins keep could be told.
+    #[error(
+        "pin {pin} lacks block {cid}, so what it keeps below that is not known; everything else was told; \
+         `btfs repo verify --repair` fetches the block"
+    )]
+    PinNotWalked {
+        /// The pin's id.
+        pin: String,
+        /// The node that is damaged or not here.
+        cid: Cid,
+    },
+    /// Others look through the pins already.
+    #[error("{most} others are looking through the pins at this moment; try again when one is done")]
+    WalksBusy {
+        /// Most at a time.
+        most: usize,
+    },
     /// The state knows of blocks, and their database is not there.
     #[error(
         "the block database {} of this repo is gone (is its disk mounted?); nothing was changed; \

@@ -85,14 +85,84 @@ fn write_tree(root: &Path) {
     file.set_modified(time).expect("a time");
 }
 
+/// Where Kubo's program finds the API of a running node.
+fn api_of(node: &Node) -> String {
+    let url: String = node.ready()["api"].as_str().expect("the API").into();
+    let (_, port) = url.rsplit_once(':').expect("a port");
+    format!("/ip4/127.0.0.1/tcp/{port}")
+}
+
+/// It says the same of pins, too.
+#[test]
+fn pins_that_kubos_client_asks_us_for() {
+    let mut node = Node::init(None);
+    node.start();
+    let api = api_of(&node);
+    let kubo = Ipfs::init();
+    kubo.run(&["config", "profile", "apply", "unixfs-v1-2025"]);
+    // What a new repo has of its own is not ours to have.
+    let own = kubo.text(&["pin", "ls", "--quiet"]);
+    let own: BTreeSet<&str> = own.lines().collect();
+    let sorted = |told: String| {
+        let lines = told.lines().filter(|line| !own.contains(line.split(' ').next().unwrap_or_default()));
+        lines.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let theirs = |arguments: &[&str]| sorted(kubo.text(arguments));
+    let ours = |arguments: &[&str]| sorted(kubo.text(&[&["--api", &api][..], arguments].concat()));
+    let root = kubo.file("tree");
+    write_tree(&root);
+    let mut roots = Vec::new();
+    for version in ["", "second"] {
+        fs::write(root.join("version"), version).expect("a file");
+        let add = ["add", "-r", "-Q", text(&root)];
+        assert_eq!(ours(&add), theirs(&add));
+        roots.extend(theirs(&add));
+    }
+    let [old, new] = [roots[0].as_str(), roots[1].as_str()];
+    let [one, nothing] = [format!("/ipfs/{new}/version"), format!("/ipfs/{new}/nothing")];
+    let [one, nothing] = [one.as_str(), nothing.as_str()];
+    for arguments in [
+        &["pin", "ls"][..],
+        &["pin", "ls", "--type=recursive"],
+        &["pin", "ls", "--type=indirect"],
+        &["pin", "ls", "--type=direct"],
+        &["pin", "ls", "--stream"],
+        &["pin", "ls", "--quiet"],
+        &["pin", "ls", old],
+        &["pin", "ls", one, new],
+        &["pin", "ls", "--type=indirect", one],
+        &["pin", "verify", "--verbose"],
+        &["pin", "verify"],
+        &["pin", "add", "--name=site", old],
+        &["pin", "ls", "--names", old],
+        &["pin", "ls", "--type=recursive", "--name=sit"],
+        &["pin", "update", "--unpin=false", old, old],
+        &["pin", "rm", new],
+        &["pin", "update", old, new],
+        &["pin", "ls"],
+        &["pin", "ls", "--type=all", "--stream"],
+        &["pin", "add", "-r=false", one],
+        &["pin", "ls", one],
+    ] {
+        assert_eq!(ours(arguments), theirs(arguments), "{arguments:?}");
+    }
+    let told = ours(&["pin", "ls", &format!("/ipfs/{new}/a/b")]);
+    assert!(told.iter().all(|line| line.ends_with(&format!(" indirect through {new}"))), "{told:?}");
+    for refused in [["pin", "ls", old], ["pin", "ls", "--type=odd"], ["pin", "ls", nothing]] {
+        for api in [&["--api", api.as_str()][..], &[]] {
+            let output = kubo.command(&[api, &refused].concat()).output().expect("ipfs runs");
+            assert!(!output.status.success(), "{refused:?}");
+        }
+    }
+    node.stop();
+}
+
 /// Kubo's program with our node for a daemon says the same of the same files, line by line, as with its own repo.
 #[test]
 fn trees_that_kubos_client_adds_to_us() {
     let mut node = Node::init(None);
     node.start();
-    let url: String = node.ready()["api"].as_str().expect("the API").into();
-    let (_, port) = url.rsplit_once(':').expect("a port");
-    let api = format!("/ip4/127.0.0.1/tcp/{port}");
+    let api = api_of(&node);
     let (new, old) = (Ipfs::init(), Ipfs::init());
     new.run(&["config", "profile", "apply", "unixfs-v1-2025"]);
     let root = new.file("tree");

@@ -20,6 +20,7 @@ mod inputs;
 mod kubo;
 mod market;
 mod orders;
+mod pins;
 mod resume;
 mod sealed;
 mod torrents;

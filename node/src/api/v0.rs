@@ -10,17 +10,19 @@ use axum::extract::{Query, RawQuery, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use btfs_storage::StoreError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 mod add;
 mod dag;
 mod filestore;
+mod pin;
 
 use super::call::{ApiError, Progress};
 use super::query::Arguments;
 use crate::calls::object::{self, AddLinkRequest, RemoveLinkRequest};
-use crate::calls::{files, network, pins, repo, setup};
+use crate::calls::{files, network, repo, setup};
 use crate::node::{AGENT, Node};
 
 /// The routes.
@@ -32,9 +34,6 @@ pub fn routes() -> Router<Arc<Node>> {
         .route("/api/v0/ls", post(ls))
         .route("/api/v0/object/patch/add-link", post(add_link))
         .route("/api/v0/object/patch/rm-link", post(remove_link))
-        .route("/api/v0/pin/add", post(pin_add))
-        .route("/api/v0/pin/rm", post(pin_rm))
-        .route("/api/v0/pin/ls", post(pin_ls))
         .route("/api/v0/repo/stat", post(repo_stat))
         .route("/api/v0/repo/gc", post(repo_gc))
         .route("/api/v0/swarm/peers", post(swarm_peers))
@@ -44,9 +43,19 @@ pub fn routes() -> Router<Arc<Node>> {
         .route("/api/v0/shutdown", post(shutdown))
         .merge(dag::routes())
         .merge(filestore::routes())
+        .merge(pin::routes())
 }
 
 type Answer = Result<axum::Json<Value>, ApiError>;
+
+/// Why an answer that was begun breaks off.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Write(#[from] std::io::Error),
+}
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
@@ -57,10 +66,6 @@ struct Arg {
     archive: bool,
     compress: bool,
     compression_level: Option<u32>,
-    recursive: Option<bool>,
-    name: Option<String>,
-    #[serde(rename = "type")]
-    kind: Option<String>,
 }
 
 async fn cat(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Result<Response, ApiError> {
@@ -116,31 +121,6 @@ async fn ls(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
         })
         .collect();
     Ok(axum::Json(json!({ "Objects": [{ "Hash": listing.cid, "Links": links }] })))
-}
-
-async fn pin_add(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
-    let direct = arg.recursive == Some(false);
-    let request = pins::PinAddRequest { reference: arg.arg, name: arg.name, direct, expires_in_secs: None };
-    let info = pins::pin_add(node, request, Progress::default()).await?;
-    Ok(axum::Json(json!({ "Pins": [info.cid] })))
-}
-
-async fn pin_rm(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
-    let info = pins::pin_remove(&node, &arg.arg).await?;
-    Ok(axum::Json(json!({ "Pins": [info.cid] })))
-}
-
-/// Lists are ours alone: Kubo's clients know pins of whole DAGs and of single blocks.
-async fn pin_ls(State(node): State<Arc<Node>>, Query(arg): Query<Arg>) -> Answer {
-    let reference = (!arg.arg.is_empty()).then_some(arg.arg);
-    let request = pins::PinListRequest { reference, kind: arg.kind, name: arg.name, ..Default::default() };
-    let keys: serde_json::Map<String, Value> = pins::pin_list_all(&node, request)
-        .await?
-        .into_iter()
-        .filter(|pin| pin.kind != "list")
-        .map(|pin| (pin.cid, json!({ "Type": pin.kind, "Name": pin.name.unwrap_or_default() })))
-        .collect();
-    Ok(axum::Json(json!({ "Keys": keys })))
 }
 
 async fn repo_stat(State(node): State<Arc<Node>>) -> Answer {

@@ -12,6 +12,12 @@ use crate::call;
 use crate::node::Node;
 use crate::retrieve::Retriever;
 
+mod told;
+mod update;
+
+pub use told::{PinCheck, indirect_info};
+pub use update::{PinUpdateRequest, PinUpdated, pin_update};
+
 /// Pins in one answer: about 3 MB of JSON.
 pub const PAGE: usize = 10_000;
 /// Pins read from the store at a time.
@@ -40,12 +46,15 @@ pub struct PinInfo {
     pub owner: String,
     /// What it keeps.
     pub cid: String,
-    /// `recursive`, `direct` or `list`.
+    /// `recursive`, `direct` or `list`; `indirect` for a block that a recursive pin keeps below its root.
     pub kind: String,
     /// A name for people.
     pub name: Option<String>,
     /// Unix seconds after which it goes.
     pub expires: Option<u64>,
+    /// Of an indirect pin: the root below which it is kept. Id and owner are those of the pin of that root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub through: Option<String>,
 }
 
 call!(PinAddRequest => PinInfo, "pin/add");
@@ -64,9 +73,10 @@ call!(PinRemoveRequest => PinInfo, "pin/rm");
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PinListRequest {
-    /// Only pins of this root, a CID or /ipfs path.
+    /// Only pins of this root, a CID or /ipfs path; if there are none, one that keeps it below its root.
     pub reference: Option<String>,
-    /// Only `recursive`, `direct` or `list` pins; absent or `all`: every kind.
+    /// Only `recursive`, `direct` or `list` pins, or, with a reference, `indirect` ones; absent or `all`: every kind. The
+    /// indirect pins of all roots are listed by `pin/indirect`.
     pub kind: Option<String>,
     /// Only pins whose name has this in it.
     pub name: Option<String>,
@@ -95,6 +105,7 @@ pub(super) fn routes(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
     let router = route::<PinRemoveRequest, _, _>(router, |node, request, _| async move {
         pin_remove(&node, &request.reference).await
     });
+    let router = update::routes(told::routes(router));
     route::<PinListRequest, _, _>(router, |node, request, _| async move { pin_list(&node, request).await })
 }
 
@@ -108,6 +119,7 @@ pub fn pin_info(pin: &Pin) -> PinInfo {
         kind: kind_name(pin.kind).into(),
         name: pin.name.clone(),
         expires: pin.expires,
+        through: None,
     }
 }
 
@@ -119,17 +131,15 @@ fn kind_name(kind: PinKind) -> &'static str {
     }
 }
 
-fn kind_of(name: Option<&str>) -> Result<Option<PinKind>, ApiError> {
-    match name {
-        None | Some("all" | "") => Ok(None),
-        Some("recursive") => Ok(Some(PinKind::Recursive)),
-        Some("direct") => Ok(Some(PinKind::Direct)),
-        Some("list") => Ok(Some(PinKind::List)),
-        Some(other) => Err(ApiError::bad(format!(
-            "there are no `{other}` pins; there are recursive, direct and list ones"
-        ))),
-    }
-}
+/// Kinds of pins by their names in requests, and whether blocks below roots count as pinned.
+const KINDS: [(&str, &[PinKind], bool); 6] = [
+    ("all", &[PinKind::Recursive, PinKind::Direct, PinKind::List], true),
+    ("", &[PinKind::Recursive, PinKind::Direct, PinKind::List], true),
+    ("recursive", &[PinKind::Recursive], false),
+    ("direct", &[PinKind::Direct], false),
+    ("list", &[PinKind::List], false),
+    ("indirect", &[], true),
+];
 
 /// Keeps a DAG, fetching what is missing.
 pub async fn pin_add(node: Arc<Node>, request: PinAddRequest, progress: Progress) -> Answered<PinInfo> {
@@ -209,50 +219,77 @@ async fn resolve_here(node: &Arc<Node>, reference: &str) -> Result<Cid, ApiError
 
 /// What a list shows of all pins.
 struct Wanted {
-    kind: Option<PinKind>,
+    kinds: &'static [PinKind],
+    /// Whether blocks below roots are shown.
+    indirect: bool,
     name: Option<String>,
+    /// How ids begin.
+    prefix: String,
 }
 
 impl Wanted {
+    fn new(kind: Option<&str>, name: Option<String>, owner: Option<String>) -> Result<Wanted, ApiError> {
+        let kind = kind.unwrap_or_default();
+        let known = KINDS.iter().find(|(name, ..)| *name == kind);
+        let Some((_, kinds, indirect)) = known else {
+            return Err(ApiError::bad(format!(
+                "there are no `{kind}` pins; there are recursive, direct, list and indirect ones"
+            )));
+        };
+        let prefix = owner.map(|owner| format!("{owner}:")).unwrap_or_default();
+        Ok(Wanted { kinds, indirect: *indirect, name, prefix })
+    }
+
     fn has(&self, pin: &Pin) -> bool {
+        self.kinds.contains(&pin.kind) && self.has_name_of(pin)
+    }
+
+    /// Whether a pin is wanted if its kind does not matter.
+    fn has_name_of(&self, pin: &Pin) -> bool {
         let named = |part: &String| pin.name.as_ref().is_some_and(|name| name.contains(part));
-        self.kind.is_none_or(|kind| kind == pin.kind) && self.name.as_ref().is_none_or(named)
+        pin.id.0.starts_with(&self.prefix) && self.name.as_ref().is_none_or(named)
     }
 }
 
 /// A page of the pins that were asked for.
 pub async fn pin_list(node: &Arc<Node>, request: PinListRequest) -> Answered<PinList> {
-    let wanted = Wanted { kind: kind_of(request.kind.as_deref())?, name: request.name };
-    let prefix = request.owner.map(|owner| format!("{owner}:")).unwrap_or_default();
+    let wanted = Wanted::new(request.kind.as_deref(), request.name, request.owner)?;
     if let Some(reference) = request.reference {
-        let root = resolve_here(node, &reference).await?;
-        let pins = node.store.run(move |store| store.pins_of(&root)).await?;
-        let pins: Vec<PinInfo> = pins
-            .iter()
-            .filter(|pin| wanted.has(pin) && pin.id.0.starts_with(&prefix))
-            .map(pin_info)
-            .collect();
+        let cid = resolve_here(node, &reference).await?;
+        let store = node.store.clone();
+        let pins = tokio::task::spawn_blocking(move || pins_of(&store, &cid, &wanted)).await??;
         if pins.is_empty() {
-            return Err(ApiError::not_found(format!("{root} is not pinned")));
+            return Err(ApiError::not_found(format!("{cid} is not pinned")));
         }
         return Ok(PinList { pins, next: None });
     }
+    if wanted.kinds.is_empty() {
+        return Err(ApiError::bad(
+            "what pins keep below their roots is listed by pin/indirect, or one by one",
+        ));
+    }
     let limit = request.limit.unwrap_or(PAGE).clamp(1, PAGE);
     let after = request.after.map(PinId::from);
-    node.store.run(move |store| page(store, &wanted, &prefix, after, limit)).await
+    node.store.run(move |store| page(store, &wanted, after, limit)).await
 }
 
-fn page(
-    store: &Store,
-    wanted: &Wanted,
-    prefix: &str,
-    after: Option<PinId>,
-    limit: usize,
-) -> Answered<PinList> {
+/// The pins of a block: those that name it, or else one that keeps it below its root. That one is looked for by walking
+/// what is pinned, which may take long.
+fn pins_of(store: &Store, cid: &Cid, wanted: &Wanted) -> Result<Vec<PinInfo>, StoreError> {
+    let named = store.pins_of(cid)?;
+    let mut pins: Vec<PinInfo> = named.iter().filter(|pin| wanted.has(pin)).map(pin_info).collect();
+    if pins.is_empty() && wanted.indirect {
+        let keeper = store.keeper_of(cid, &|pin| wanted.has_name_of(pin))?;
+        pins.extend(keeper.map(|pin| indirect_info(cid, &pin)));
+    }
+    Ok(pins)
+}
+
+fn page(store: &Store, wanted: &Wanted, after: Option<PinId>, limit: usize) -> Answered<PinList> {
     let mut after = after;
     let mut pins = Vec::new();
     loop {
-        let some = store.pins_after(after.as_ref(), prefix, READ)?;
+        let some = store.pins_after(after.as_ref(), &wanted.prefix, READ)?;
         let Some(last) = some.last() else { return Ok(PinList { pins, next: None }) };
         after = Some(last.id.clone());
         for pin in some.iter().filter(|pin| wanted.has(pin)) {

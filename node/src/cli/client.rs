@@ -122,6 +122,34 @@ impl Client {
         self.send(Method::POST, path_and_query, None, Body::empty()).await
     }
 
+    /// Asks for any number of results; `show` gets them as they come, some at a time.
+    pub async fn results<T: serde::de::DeserializeOwned>(
+        &self,
+        path_and_query: &str,
+        show: &mut dyn FnMut(Vec<T>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut chunks = self.bytes(path_and_query).await?;
+        let mut pending = Vec::new();
+        while let Some(chunk) = chunks.try_next().await? {
+            pending.extend_from_slice(&chunk);
+            let Some(end) = pending.iter().rposition(|byte| *byte == b'\n') else { continue };
+            let whole: Vec<u8> = pending.drain(..=end).collect();
+            let (mut results, mut failed) = (Vec::new(), None);
+            for line in whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                match serde_json::from_slice::<Line<T>>(line)? {
+                    Line::Result(result) => results.push(result),
+                    Line::Error(message) => failed = Some(message),
+                    Line::Progress(_) => {}
+                }
+            }
+            show(results)?;
+            if let Some(message) = failed {
+                bail!(message);
+            }
+        }
+        Ok(())
+    }
+
     /// Sends a body as it comes, such as standard input, and reads the JSON answer.
     pub async fn upload<A: serde::de::DeserializeOwned>(
         &self,

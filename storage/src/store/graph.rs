@@ -2,6 +2,8 @@
 
 use cid::Cid;
 
+use super::Shared;
+use super::volumes::Volumes;
 use crate::{StoreError, dagpb, hash};
 
 /// How a block was walked, as a bit: the same bytes may be linked as a node in one place and as raw data in another.
@@ -22,4 +24,18 @@ pub(super) fn has_links(cid: &Cid) -> bool {
 /// The children of a block, in order.
 pub(super) fn children(cid: &Cid, data: &[u8]) -> Result<Vec<Cid>, StoreError> {
     dagpb::links(cid, data).map_err(|e| StoreError::Undecodable { cid: *cid, detail: e.to_string() })
+}
+
+impl Shared {
+    /// The children of a node that is here; `None` if it is absent, damaged, or not what its codec says.
+    pub fn links(&self, db: &Volumes, cid: &Cid) -> Result<Option<Vec<Cid>>, StoreError> {
+        if let Some(data) = hash::inline(cid) {
+            return Ok(children(cid, data).ok());
+        }
+        match self.read_anywhere(db, cid) {
+            Ok(data) => Ok(data.and_then(|data| children(cid, &data).ok())),
+            Err(StoreError::Corrupt { .. } | StoreError::NotInFile { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }

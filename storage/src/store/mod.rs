@@ -17,6 +17,7 @@
 //! | `lease` | generations, and what a collection must leave alone |
 //! | `located` | blocks that are left in files of the user's own |
 //! | `pins` | what is kept, and by whom |
+//! | `indirect` | what pins keep below their roots |
 //! | `quota` | who may use how much |
 //! | `gc` | collection: mark, sweep, reclaim |
 //! | `schema` | the version on disk, and migrations |
@@ -44,6 +45,7 @@ mod gc;
 mod graph;
 mod hot;
 mod identity;
+mod indirect;
 mod ingest;
 mod lease;
 mod located;
@@ -161,6 +163,8 @@ struct Shared {
     budget: Budget,
     /// Held by whoever walks the pins to see what they lack.
     examining: Mutex<()>,
+    /// Each held by a walk through the pins that somebody asked for.
+    walks: [Mutex<()>; indirect::WALKS],
     /// Batches put and blocks read so far, so that a collection notices when others are busy.
     calls: AtomicU64,
     /// Whether collections shall end.
@@ -235,6 +239,7 @@ impl Store {
             left: Mutex::new(Vec::new()),
             budget,
             examining: Mutex::new(()),
+            walks: Default::default(),
             calls: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             marks_path,
@@ -253,8 +258,9 @@ impl Store {
     ) -> Result<(StateDb, Volumes), StoreError> {
         let state = StateDb::open(&root.join("state"), tables)?;
         schema::migrate(&state, &root.join(directories::OWN_NAME))?;
-        for left in [marks, &marks.with_extension("whole")] {
-            if Marks::remove(left)? {
+        let walks = (0..indirect::WALKS).map(|slot| indirect::walk_path(marks, slot));
+        for left in walks.chain([marks.to_owned(), marks.with_extension("whole")]) {
+            if Marks::remove(&left)? {
                 tracing::warn!(path = %left.display(), "removed what an interrupted collection left");
             }
         }

@@ -33,6 +33,8 @@ pub(super) const TABLES: [&str; 4] = [PINS.name(), LISTS.name(), ROOTS.name(), E
 
 /// Multihashes per page of a list: about 150 KB a record.
 const LIST_PAGE: usize = 4096;
+/// Pins read at a time.
+const PIN_PAGE: usize = 1024;
 /// Expired pins removed in one batch.
 const EXPIRE_BATCH: usize = 1024;
 
@@ -261,6 +263,24 @@ impl Store {
             found.push(stored.pin);
         }
         Ok(found)
+    }
+
+    /// Hands every pin to `visit`, by id and a page at a time, until that answers `false`.
+    pub(super) fn each_pin(
+        &self,
+        visit: &mut dyn FnMut(Pin) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut after = None;
+        loop {
+            let pins = self.pins_after(after.as_ref(), "", PIN_PAGE)?;
+            let Some(last) = pins.last() else { return Ok(()) };
+            after = Some(last.id.clone());
+            for pin in pins {
+                if !visit(pin)? {
+                    return Ok(());
+                }
+            }
+        }
     }
 
     /// How many pins there are, without reading them.

@@ -11,15 +11,13 @@ use cid::Cid;
 use serde::Serialize;
 
 use super::gc::Marks;
-use super::graph::{children, has_links, walk_bit};
+use super::graph::{has_links, walk_bit};
 use super::scrub::ScrubPage;
 use super::{Pin, PinId, PinKind, Shared, Store, key};
 use crate::{StoreError, hash};
 
 /// Blocks read and hashed between two looks at the clock.
 const PAGE: usize = 64;
-/// Pins read at a time.
-const PIN_PAGE: usize = 1024;
 /// Blocks named for one pin; what is left after these were fetched is found by the next examination.
 const NAMED: usize = 1000;
 
@@ -88,19 +86,25 @@ impl Store {
     /// damaged without reading them are found by [`verify`](Self::verify).
     pub fn examine(&self, tell: &mut dyn FnMut(Incomplete)) -> Result<u64, StoreError> {
         let _only = self.shared.examining.lock();
-        let mut whole = self.marks_of_whole();
-        let (mut after, mut incomplete) = (None, 0);
-        loop {
-            let pins = self.pins_after(after.as_ref(), "", PIN_PAGE)?;
-            let Some(last) = pins.last() else { return Ok(incomplete) };
-            after = Some(last.id.clone());
-            for pin in pins {
-                if let Some(found) = self.examine_pin(pin, &mut whole)? {
-                    incomplete += 1;
-                    tell(found);
-                }
+        let (mut whole, mut incomplete) = (self.marks_of_whole(), 0);
+        self.each_pin(&mut |pin| {
+            if let Some(found) = self.examine_pin(pin, &mut whole)? {
+                incomplete += 1;
+                tell(found);
             }
-        }
+            Ok(true)
+        })?;
+        Ok(incomplete)
+    }
+
+    /// Every pin with what it lacks, most often nothing, handed to `tell` until that answers `false`. It may take its
+    /// time: no other examination waits for it.
+    pub fn check_pins(&self, tell: &mut dyn FnMut(Pin, Vec<Cid>) -> bool) -> Result<(), StoreError> {
+        let (_slot, mut whole) = self.walk_marks()?;
+        self.each_pin(&mut |pin| {
+            let found = self.examine_pin(pin.clone(), &mut whole)?;
+            Ok(tell(pin, found.map_or_else(Vec::new, |found| found.lacks)))
+        })
     }
 
     /// What one pin lacks, as it is by now; `None` when it lacks nothing, or is no more.
@@ -194,18 +198,11 @@ impl Store {
         if !has_links(cid) {
             return Ok(if self.is_here(cid)? { Node::Whole } else { Node::Lost });
         }
-        if let Some(data) = hash::inline(cid) {
-            return Ok(children(cid, data).map_or(Node::Lost, Node::Links));
-        }
         if whole.walked(&key(cid))? & walk_bit(cid.codec()) != 0 {
             return Ok(Node::Whole);
         }
         let (db, _) = self.shared.db()?;
-        match self.shared.read_anywhere(&db, cid) {
-            Ok(Some(data)) => Ok(children(cid, &data).map_or(Node::Lost, Node::Links)),
-            Ok(None) | Err(StoreError::Corrupt { .. } | StoreError::NotInFile { .. }) => Ok(Node::Lost),
-            Err(error) => Err(error),
-        }
+        Ok(self.shared.links(&db, cid)?.map_or(Node::Lost, Node::Links))
     }
 
     fn is_here(&self, cid: &Cid) -> Result<bool, StoreError> {

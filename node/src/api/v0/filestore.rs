@@ -15,6 +15,7 @@ use axum::routing::post;
 use btfs_storage::{Cid, LocatedBlock, Store, StoreError};
 use serde_json::json;
 
+use super::Broken;
 use crate::api::call::ApiError;
 use crate::api::query::Arguments;
 use crate::calls::body;
@@ -32,15 +33,6 @@ const NO_KEY: u32 = 30;
 
 /// Blocks looked up at once.
 const PAGE: usize = 256;
-
-/// Why the answer breaks off.
-#[derive(Debug, thiserror::Error)]
-enum Broken {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Write(#[from] std::io::Error),
-}
 
 pub fn routes() -> Router<Arc<Node>> {
     Router::new().route("/api/v0/filestore/ls", post(ls)).route("/api/v0/filestore/verify", post(verify))

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use cid::Cid;
 
-use super::super::graph::{children, has_links, walk_bit};
+use super::super::graph::{has_links, walk_bit};
 use super::super::volumes::Volumes;
 use super::super::{Pin, PinId, PinKind, Store, key};
 use super::Marks;
@@ -118,18 +118,7 @@ fn visit(
     stack: &mut Vec<Cid>,
 ) -> Result<usize, StoreError> {
     let damaged = || StoreError::PinDamaged { pin: pin.id.to_string(), cid };
-    let below = if let Some(data) = hash::inline(&cid) {
-        children(&cid, data)
-    } else {
-        match store.shared.read_anywhere(db, &cid) {
-            Ok(Some(data)) => children(&cid, &data),
-            Ok(None) | Err(StoreError::Corrupt { .. } | StoreError::NotInFile { .. }) => {
-                return Err(damaged());
-            }
-            Err(error) => return Err(error),
-        }
-    };
-    let below = below.map_err(|_| damaged())?;
+    let below = store.shared.links(db, &cid)?.ok_or_else(damaged)?;
     let count = below.len();
     for child in below {
         stack.extend(reach(marks, child)?);

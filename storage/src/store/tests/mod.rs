@@ -6,6 +6,7 @@ mod durability;
 mod flips;
 mod health;
 mod hot;
+mod indirect;
 mod model;
 mod moves;
 mod rebuild;
