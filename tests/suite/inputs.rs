@@ -282,6 +282,30 @@ fn a_repo_in_use() {
     assert!(!absent.exists());
 }
 
+#[test]
+fn what_is_lacking_is_named_when_no_daemon_runs() {
+    let node = Node::init(None);
+    let tree = node.file("tree");
+    std::fs::create_dir_all(tree.join("below")).expect("directories");
+    random_file(&tree.join("below/film"), 3 << 20, 21);
+    let root = node.json(&["add", "--no-pin", text(&tree)])["cid"].as_str().expect("a CID").to_owned();
+    let below = format!("/ipfs/{root}/below");
+    let first = |listing: &Value| listing["entries"][0]["cid"].as_str().expect("a CID").to_owned();
+    let directory = first(&node.json(&["ls", &root]));
+    let film = first(&node.json(&["ls", &below]));
+    let leaves = String::from_utf8(node.run(&["refs", &film]).stdout).expect("text");
+    let leaf = leaves.lines().last().expect("a leaf");
+    assert!(node.run(&["block", "rm", leaf]).status.success());
+    let got = node.file("got");
+    for arguments in [&["cat", &format!("{below}/film")][..], &["get", &root, "--output", text(&got)]] {
+        has_all(&node.fails(arguments), &[leaf, &root, "btfs daemon"]);
+    }
+    assert!(node.run(&["block", "rm", &directory]).status.success());
+    has_all(&node.fails(&["ls", &below]), &[&directory, &root, "btfs daemon"]);
+    assert!(!got.exists());
+    has_all(&node.fails(&["ls", &directory]), &[&format!("block {directory} is not in this store")]);
+}
+
 /// Writes the schema version of a repo's state database.
 fn set_schema(repo: &Path, version: u32) {
     let path = repo.join("state");

@@ -111,7 +111,7 @@ async fn answer(node: &Arc<Node>, asked: Asked) -> Response {
 fn failed(error: RetrieveError) -> ApiError {
     let status = match &error {
         RetrieveError::NotFound { .. } => StatusCode::GATEWAY_TIMEOUT,
-        RetrieveError::NoSuchPath { .. } | RetrieveError::Offline(_) => StatusCode::NOT_FOUND,
+        RetrieveError::NoSuchPath { .. } | RetrieveError::Offline { .. } => StatusCode::NOT_FOUND,
         // These name files and paths of this machine, which whoever is on the web need not know.
         RetrieveError::Store(_) | RetrieveError::Read(ReadError::Store(_)) => {
             tracing::warn!(%error, "the gateway could not read its store");

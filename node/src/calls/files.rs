@@ -170,7 +170,7 @@ pub(super) fn retrieve_error(error: RetrieveError) -> ApiError {
         RetrieveError::NotFound { .. } => {
             ApiError { status: StatusCode::GATEWAY_TIMEOUT, message: error.to_string() }
         }
-        RetrieveError::Offline(_) => ApiError::unavailable(error),
+        RetrieveError::Offline { .. } => ApiError::unavailable(error),
         other => other.into(),
     }
 }

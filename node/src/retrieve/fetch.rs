@@ -75,7 +75,7 @@ impl Fetch {
 
     /// Opens a session for `root` with the connected peers and looks for its providers.
     pub async fn start(node: Arc<Node>, root: Cid, timeout: Duration) -> Result<Self, RetrieveError> {
-        let host = node.host().map_err(|_| RetrieveError::Offline(root))?.clone();
+        let host = node.host().map_err(|_| RetrieveError::Offline { cid: root, root })?.clone();
         let connected =
             host.peers().await.into_iter().map(|info| info.peer).take(Self::FIRST_PEERS).collect();
         let session = Arc::new(host.bitswap().session(connected));

@@ -53,9 +53,15 @@ pub enum RetrieveError {
     },
     /// Not here, and no network to ask.
     #[error(
-        "block {0} is not in this store, and no daemon runs that could fetch it; start one with `btfs daemon`"
+        "block {cid}{} is not in this store, and no daemon runs that could fetch it; start one with `btfs daemon`",
+        below_text(cid, root)
     )]
-    Offline(Cid),
+    Offline {
+        /// The block.
+        cid: Cid,
+        /// What it was needed for.
+        root: Cid,
+    },
     /// The path leads nowhere.
     #[error("{0}")]
     NoSuchPath(String),
@@ -76,6 +82,11 @@ pub enum RetrieveError {
     /// A torrent.
     #[error("{0}")]
     Torrent(String),
+}
+
+/// What a block belongs to, if it is not that itself.
+fn below_text(cid: &Cid, root: &Cid) -> String {
+    if cid == root { String::new() } else { format!(", which is a part of {root},") }
 }
 
 fn asked_text(asked: &[String]) -> String {
@@ -178,7 +189,7 @@ impl Retriever {
             Err(error @ StoreError::NotInFile { .. }) => Some(error),
             other => other.map(|_| None)?,
         };
-        let fetched = match self.fetch(cid).await {
+        let fetched = match self.fetch(cid, *cid).await {
             Ok(fetch) => fetch.block(*cid).await,
             Err(error) => Err(error),
         };
@@ -214,7 +225,7 @@ impl Retriever {
         // Before the walk: what it finds, and what is fetched later, is protected from now on.
         let lease = self.node.store.ingest(class)?;
         let (lease, here) = self.keep_local(root, lease).await?;
-        let moved = match here {
+        let (lacks, moved) = match here {
             Here::Whole => {
                 let lease = match pin {
                     Some(pin) => self.pin_kept(pin, lease).await?,
@@ -222,11 +233,11 @@ impl Retriever {
                 };
                 return Ok(Fetched { from_network: 0, from_parity: 0, lease });
             }
-            Here::InPart => None,
-            Here::Moved(error) => Some(error),
+            Here::InPart(lacks) => (lacks, None),
+            Here::Moved(lacks, error) => (lacks, Some(error)),
         };
         let sink = Sink::start(&self.node.store, class)?;
-        let fetched = match self.fetch(root).await {
+        let fetched = match self.fetch(root, lacks).await {
             Ok(fetch) => fetch.whole(*root, &sink, progress).await,
             Err(error) => Err(error),
         };
@@ -252,15 +263,15 @@ impl Retriever {
                         Ok((cid, _)) if lease.keep(&cid)? => {}
                         Ok((cid, _)) => match store.get(&cid) {
                             Err(error @ StoreError::NotInFile { .. }) => {
-                                return Ok((lease, Here::Moved(error)));
+                                return Ok((lease, Here::Moved(cid, error)));
                             }
-                            _ => return Ok((lease, Here::InPart)),
+                            _ => return Ok((lease, Here::InPart(cid))),
                         },
-                        Err(ReadError::Missing(_) | ReadError::Store(StoreError::Corrupt { .. })) => {
-                            return Ok((lease, Here::InPart));
+                        Err(ReadError::Missing(cid) | ReadError::Store(StoreError::Corrupt { cid })) => {
+                            return Ok((lease, Here::InPart(cid)));
                         }
-                        Err(ReadError::Store(error @ StoreError::NotInFile { .. })) => {
-                            return Ok((lease, Here::Moved(error)));
+                        Err(ReadError::Store(error @ StoreError::NotInFile { cid, .. })) => {
+                            return Ok((lease, Here::Moved(cid, error)));
                         }
                         Err(error) => return Err(RetrieveError::Read(error)),
                     }
@@ -319,19 +330,19 @@ impl Retriever {
 
     /// Fetches a missing node of `root` and keeps it in the cache.
     pub async fn cache(&self, root: &Cid, missing: Cid) -> Result<(), RetrieveError> {
-        let (block, _) = self.fetch(root).await?.block(missing).await?;
+        let (block, _) = self.fetch(root, missing).await?.block(missing).await?;
         let sink = Sink::start(&self.node.store, Class::Cache)?;
         sink.put(missing, block).await;
         sink.finish(|_| Ok(())).await?;
         Ok(())
     }
 
-    /// The session with the networks for `root`.
-    async fn fetch(&self, root: &Cid) -> Result<&Arc<Fetch>, RetrieveError> {
-        if !self.network || self.node.host().is_err() {
-            return Err(RetrieveError::Offline(*root));
-        }
+    /// The session with the networks for `root`, of which `lacks` is not here.
+    async fn fetch(&self, root: &Cid, lacks: Cid) -> Result<&Arc<Fetch>, RetrieveError> {
         let root = self.origin.get().unwrap_or(root);
+        if !self.network || self.node.host().is_err() {
+            return Err(RetrieveError::Offline { cid: lacks, root: *root });
+        }
         self.fetch
             .get_or_try_init(|| async {
                 Fetch::start(self.node.clone(), *root, self.timeout).await.map(Arc::new)
@@ -344,16 +355,16 @@ impl Retriever {
 enum Here {
     /// All of it.
     Whole,
-    /// A part of it, or nothing.
-    InPart,
+    /// A part of it, or nothing; this is the first block that is missing.
+    InPart(Cid),
     /// A block is missing because it is no longer in its file.
-    Moved(StoreError),
+    Moved(Cid, StoreError),
 }
 
 /// Why something could not be fetched, or, if nobody has it, what is wrong with the file that it was in.
 fn or_moved(error: RetrieveError, moved: Option<StoreError>) -> RetrieveError {
     match (error, moved) {
-        (RetrieveError::Offline(_) | RetrieveError::NotFound { .. }, Some(moved)) => moved.into(),
+        (RetrieveError::Offline { .. } | RetrieveError::NotFound { .. }, Some(moved)) => moved.into(),
         (error, _) => error,
     }
 }
