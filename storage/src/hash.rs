@@ -1,13 +1,17 @@
 //! Multihash codes, building of CIDs, and the check that bytes are what their CID says.
+//!
+//! Which functions may name a block is a table, [`functions`]. What is made here for our own use (layouts, parity, lists)
+//! is named by SHA2-256 alone, and that of many messages at once is in [`lanes`].
 
+mod functions;
 mod lanes;
 
 use cid::Cid;
+pub use functions::{Function, MIN_DIGEST, UnknownFunction};
 pub use lanes::sha256_all;
 pub(crate) use lanes::{WORTH, lanes};
 use multihash::Multihash;
-use sha1::Sha1;
-use sha2::{Digest, Sha256, Sha512};
+use sha2::{Digest, Sha256};
 
 /// Multicodec of raw bytes.
 pub const RAW: u64 = 0x55;
@@ -24,14 +28,15 @@ pub const TORRENT_INFO: u64 = 0x7b;
 pub const SHA2_256: u64 = 0x12;
 /// Multihash code of SHA2-512.
 pub const SHA2_512: u64 = 0x13;
-/// Multihash code of SHA-1: BitTorrent v1 info dicts only.
+/// Multihash code of SHA-1: that of BitTorrent v1 info dicts.
 pub const SHA1: u64 = 0x11;
 /// Multihash code of the identity: the digest is the data.
 pub const IDENTITY: u64 = 0;
 /// Multihash code of a BEP 52 pieces root. It names a file, never a block, so nothing verifies against it.
 pub const BT_PIECES_ROOT: u64 = 0xb702;
 
-/// Longest digest a CID here can hold, in bytes.
+/// Longest digest a CID here can hold, in bytes: the full one of every function that has an end. Kubo reads 128, which
+/// only BLAKE3 and the identity can have, and nothing makes unless told to; such CIDs do not parse here.
 pub const MAX_DIGEST: usize = 64;
 
 /// Why bytes were not accepted for a CID.
@@ -51,16 +56,25 @@ pub enum HashError {
         /// Its multihash code.
         code: u64,
     },
+    /// The digest is shorter than an address may be, or longer than the function's.
+    #[error(
+        "{cid} has {length} bytes of {function}, which names blocks by {} to {}: fewer are a weak address, and more are \
+         no digest",
+        .function.lengths().start(), .function.lengths().end()
+    )]
+    Length {
+        /// The address.
+        cid: Cid,
+        /// Its hash function.
+        function: Function,
+        /// Bytes of its digest.
+        length: usize,
+    },
 }
 
 /// The SHA2-256 digest of `data`.
 pub fn sha256(data: &[u8]) -> [u8; 32] {
     Sha256::digest(data).into()
-}
-
-/// The SHA2-512 digest of `data`.
-pub fn sha512(data: &[u8]) -> [u8; 64] {
-    Sha512::digest(data).into()
 }
 
 /// The CIDv1 of `data` under `codec`, by SHA2-256.
@@ -77,53 +91,48 @@ pub fn cid_from_digest(codec: u64, mh_code: u64, digest: &[u8]) -> Cid {
     Cid::new_v1(codec, hash)
 }
 
-/// SHA2-256 of nothing.
-const EMPTY_SHA2_256: [u8; 32] = [
-    0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24, 0x27,
-    0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
-];
-
 /// The bytes of a block that its CID alone gives: those an identity hash carries, and none for the empty block, which
 /// an empty file consists of. Such blocks are never stored, fetched, listed or lost. `None` for any other CID.
 pub fn inline(cid: &Cid) -> Option<&[u8]> {
     let hash = cid.hash();
     match hash.code() {
         IDENTITY => Some(hash.digest()),
-        SHA2_256 if hash.digest() == EMPTY_SHA2_256 => Some(&[]),
-        _ => None,
+        _ => function(cid).is_ok_and(|function| function.is_of_nothing(hash.digest())).then_some(&[]),
     }
 }
 
-/// The digest of `data` that a multihash of a code and a length holds; `None` if blocks may not be addressed so here.
-pub fn digest(code: u64, len: usize, data: &[u8]) -> Option<Vec<u8>> {
-    let digest = match code {
-        SHA2_256 => sha256(data).to_vec(),
-        SHA2_512 => sha512(data).to_vec(),
-        SHA1 => Sha1::digest(data).to_vec(),
-        _ => return None,
-    };
-    (digest.len() == len).then_some(digest)
-}
-
-/// Whether [`verify`] knows the hash function of `cid`.
+/// Whether [`verify`] knows the hash function of `cid`, and its digest is long enough.
 pub fn supported(cid: &Cid) -> bool {
-    matches!(cid.hash().code(), SHA2_256 | SHA2_512 | SHA1 | IDENTITY)
+    check(cid).is_ok()
 }
 
-/// Checks that `data` hashes to `cid`.
+/// Whether blocks may be addressed by `cid`, and if not, why.
 ///
-/// SHA2-256, SHA2-512, SHA-1 (for BitTorrent info dicts) and identity are known, each at its full length only:
-/// a truncated digest would be a weaker address.
+/// # Errors
+/// [`HashError::Unsupported`] or [`HashError::Length`].
+pub fn check(cid: &Cid) -> Result<(), HashError> {
+    if cid.hash().code() == IDENTITY { Ok(()) } else { function(cid).map(drop) }
+}
+
+/// Checks that `data` hashes to `cid`, by one of the [functions](Function) that blocks may be named by, or is what an
+/// identity hash carries.
 pub fn verify(cid: &Cid, data: &[u8]) -> Result<(), HashError> {
     let hash = cid.hash();
     let matches = match hash.code() {
-        SHA2_256 => Sha256::digest(data).as_slice() == hash.digest(),
-        SHA2_512 => Sha512::digest(data).as_slice() == hash.digest(),
-        SHA1 => Sha1::digest(data).as_slice() == hash.digest(),
         IDENTITY => data == hash.digest(),
-        code => return Err(HashError::Unsupported { cid: *cid, code }),
+        _ => function(cid)?.multihash_of_length(data, hash.digest().len()).as_ref() == Some(hash),
     };
     if matches { Ok(()) } else { Err(HashError::Mismatch { cid: *cid }) }
+}
+
+/// The hash function of `cid`, if its digest has a length that may name a block.
+pub(crate) fn function(cid: &Cid) -> Result<Function, HashError> {
+    let (code, length) = (cid.hash().code(), cid.hash().digest().len());
+    match Function::by_code(code) {
+        None => Err(HashError::Unsupported { cid: *cid, code }),
+        Some(function) if function.lengths().contains(&length) => Ok(function),
+        Some(function) => Err(HashError::Length { cid: *cid, function, length }),
+    }
 }
 
 #[cfg(test)]
@@ -138,31 +147,77 @@ mod tests {
         assert_eq!(verify(&cid, b"hello worle"), Err(HashError::Mismatch { cid }));
     }
 
+    /// Source: Kubo's test of `block put --mhtype=blake3`.
+    #[test]
+    fn blake3_has_the_cids_that_kubo_gives() {
+        let function: Function = "blake3".parse().unwrap();
+        for (length, cid) in [
+            (32, "bafkr4icj3sdq34o6p7lapfgoxtset5om3lsxll72uz5cjnrkzmb6aoo3si"),
+            (
+                64,
+                "bafkr4qcj3sdq34o6p7lapfgoxtset5om3lsxll72uz5cjnrkzmb6aoo3sknmbprpe27pbfrb67tonydgfot5ixuq4skiva76ppbgpjlzc4ua4",
+            ),
+        ] {
+            let cid: Cid = cid.parse().unwrap();
+            assert_eq!(function.multihash_of_length(b"foo\n", length).as_ref(), Some(cid.hash()));
+            assert_eq!(verify(&cid, b"foo\n"), Ok(()));
+            assert_eq!(verify(&cid, b"foo"), Err(HashError::Mismatch { cid }));
+        }
+    }
+
     #[test]
     fn each_known_function_verifies_and_refuses() {
-        let digests: [(u64, Vec<u8>); 4] = [
-            (SHA2_256, sha256(b"x").to_vec()),
-            (SHA2_512, Sha512::digest(b"x").to_vec()),
-            (SHA1, Sha1::digest(b"x").to_vec()),
-            (IDENTITY, b"x".to_vec()),
-        ];
-        for (code, digest) in digests {
-            let cid = cid_from_digest(RAW, code, &digest);
+        let names =
+            ["sha2-256", "sha2-512", "sha1", "sha3-256", "keccak-512", "shake-256", "blake2s-256", "blake3"];
+        let hashed = |data: &[u8]| {
+            let hash = |name: &&str| Cid::new_v1(RAW, name.parse::<Function>().unwrap().multihash(data));
+            names.iter().map(hash).collect::<Vec<_>>()
+        };
+        for cid in hashed(b"x").into_iter().chain([cid_from_digest(RAW, IDENTITY, b"x")]) {
             assert!(supported(&cid));
             assert_eq!(verify(&cid, b"x"), Ok(()));
             assert_eq!(verify(&cid, b"y"), Err(HashError::Mismatch { cid }));
         }
         assert_eq!(inline(&cid_from_digest(RAW, IDENTITY, b"x")), Some(&b"x"[..]));
-        assert_eq!(inline(&cid_v1(RAW, b"x")), None);
-        assert_eq!(inline(&cid_v1(RAW, b"")), Some(&b""[..]), "the empty block needs no store");
+        assert!(hashed(b"x").iter().all(|cid| inline(cid).is_none()));
+        for cid in hashed(b"") {
+            assert_eq!(inline(&cid), Some(&b""[..]), "the empty block needs no store");
+        }
     }
 
     #[test]
-    fn truncated_and_foreign_digests_are_refused() {
-        let short = cid_from_digest(RAW, SHA2_256, &sha256(b"x")[..20]);
-        assert_eq!(verify(&short, b"x"), Err(HashError::Mismatch { cid: short }));
+    fn digests_are_cut_as_far_as_kubo_cuts_them() {
+        let blake3: Function = "blake3".parse().unwrap();
+        for function in [Function::SHA2_256, blake3] {
+            let whole = function.multihash(b"x");
+            let cut = |length: usize| cid_from_digest(RAW, function.code(), &whole.digest()[..length]);
+            assert_eq!(verify(&cut(20), b"x"), Ok(()));
+            assert_eq!(verify(&cut(31), b"y"), Err(HashError::Mismatch { cid: cut(31) }));
+            for length in [0, 1, 19] {
+                let short = HashError::Length { cid: cut(length), function, length };
+                assert_eq!(verify(&cut(length), b"x"), Err(short));
+                assert!(!supported(&cut(length)));
+                assert_eq!(inline(&cut(length)), None);
+            }
+        }
+        let long = cid_from_digest(RAW, SHA2_256, &[sha256(b"x"), [0; 32]].concat());
+        let told = verify(&long, b"x").unwrap_err().to_string();
+        assert!(told.contains("64 bytes of sha2-256, which names blocks by 20 to 32"), "{told}");
+    }
+
+    #[test]
+    fn foreign_functions_are_refused() {
         let root = cid_from_digest(RAW, BT_PIECES_ROOT, &sha256(b"x"));
         assert!(!supported(&root));
+        assert_eq!(inline(&root), None);
         assert_eq!(verify(&root, b"x"), Err(HashError::Unsupported { cid: root, code: BT_PIECES_ROOT }));
+    }
+
+    /// Kubo takes 128 bytes of BLAKE3.
+    #[test]
+    fn longer_digests_than_cids_here_hold_do_not_parse() {
+        let mut bytes = vec![1, RAW as u8, 0x1e, 0x80, 0x01];
+        bytes.extend([7; 128]);
+        assert!(Cid::try_from(&bytes[..]).is_err());
     }
 }

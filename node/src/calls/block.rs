@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use btfs_storage::hash::Function;
 use btfs_storage::ipld::Codec;
 use btfs_storage::{BlockSink, Bytes, Cid, Class, MAX_BLOCK, PinKind, Removal, StoreError, hash};
 use serde::{Deserialize, Serialize};
@@ -32,9 +33,9 @@ pub struct BlockPutQuery {
     pub cid_codec: Option<String>,
     /// The old form of `cid_codec`, with `v0` for a CIDv0.
     pub format: Option<String>,
-    /// The hash function of its CID: sha2-256 (default), sha2-512, identity.
+    /// The hash function of its CID: sha2-256 (default), another that blocks may be named by, or identity.
     pub mhtype: Option<String>,
-    /// Length of the digest; -1 (default) or its full length.
+    /// Bytes of the digest; -1 (default) is the function's own length.
     pub mhlen: Option<i64>,
     /// Pin it with everything below it.
     pub pin: bool,
@@ -128,8 +129,14 @@ async fn get_route(
     get(node, &query.reference).await
 }
 
-/// The CID of bytes that become a block.
-pub(super) fn address(codec: u64, function: Option<&str>, block: &[u8]) -> Answered<Cid> {
+/// The CID of bytes that become a block, by the hash function of a name and with a digest of `length` bytes; without one,
+/// or with -1, of the function's own.
+pub(super) fn address(
+    codec: u64,
+    function: Option<&str>,
+    length: Option<i64>,
+    block: &[u8],
+) -> Answered<Cid> {
     if block.len() > MAX_BLOCK {
         return Err(ApiError::bad(format!(
             "the block would have {} bytes; blocks may have {MAX_BLOCK}, since no peer takes larger ones. \
@@ -137,21 +144,32 @@ pub(super) fn address(codec: u64, function: Option<&str>, block: &[u8]) -> Answe
             block.len()
         )));
     }
-    match function.unwrap_or("sha2-256") {
-        "sha2-256" => Ok(hash::cid_v1(codec, block)),
-        "sha2-512" => Ok(hash::cid_from_digest(codec, hash::SHA2_512, &hash::sha512(block))),
-        "identity" if block.len() <= hash::MAX_DIGEST => {
-            Ok(hash::cid_from_digest(codec, hash::IDENTITY, block))
-        }
-        "identity" => Err(ApiError::bad(format!(
-            "a CID can carry {} bytes, and these are {}",
-            hash::MAX_DIGEST,
-            block.len()
-        ))),
-        other => Err(ApiError::bad(format!(
-            "hash function `{other}` is not known here; sha2-256, sha2-512 and identity are"
-        ))),
+    let name = function.filter(|name| !name.is_empty()).unwrap_or("sha2-256");
+    let length = length.filter(|length| *length != -1);
+    if name.eq_ignore_ascii_case("identity") {
+        return identity(codec, length, block);
     }
+    let function: Function = name.parse().map_err(ApiError::bad)?;
+    let Some(length) = length else { return Ok(Cid::new_v1(codec, function.multihash(block))) };
+    let hash = usize::try_from(length).ok().and_then(|length| function.multihash_of_length(block, length));
+    let hash = hash.ok_or_else(|| {
+        let lengths = function.lengths();
+        let (least, most) = (lengths.start(), lengths.end());
+        ApiError::bad(format!("a digest of {function} has {least} to {most} bytes in a CID, not {length}"))
+    })?;
+    Ok(Cid::new_v1(codec, hash))
+}
+
+/// A CID that carries the bytes.
+fn identity(codec: u64, length: Option<i64>, block: &[u8]) -> Answered<Cid> {
+    let (most, all) = (hash::MAX_DIGEST, block.len());
+    if all > most {
+        return Err(ApiError::bad(format!("a CID can carry {most} bytes, and these are {all}")));
+    }
+    if length.is_some_and(|length| length != all as i64) {
+        return Err(ApiError::bad(format!("the identity of these bytes has {all}: mhlen is that, or -1")));
+    }
+    Ok(hash::cid_from_digest(codec, hash::IDENTITY, block))
 }
 
 fn put_address(query: &BlockPutQuery, block: &[u8]) -> Answered<Cid> {
@@ -169,13 +187,7 @@ fn put_address(query: &BlockPutQuery, block: &[u8]) -> Answered<Cid> {
         "json" => JSON,
         name => name.parse::<Codec>().map_err(ApiError::bad)?.code(),
     };
-    let cid = address(codec, query.mhtype.as_deref(), block)?;
-    let full = cid.hash().digest().len() as i64;
-    if query.mhlen.is_some_and(|length| length != -1 && length != full) {
-        return Err(ApiError::bad(format!(
-            "digests are not cut short here: mhlen is -1 or {full}, since a shorter one is a weaker address"
-        )));
-    }
+    let cid = address(codec, query.mhtype.as_deref(), query.mhlen, block)?;
     if query.format.as_deref() == Some("v0") {
         return Cid::new_v0(*cid.hash()).map_err(ApiError::bad);
     }

@@ -144,7 +144,7 @@ pub async fn put(node: &Arc<Node>, input: Bytes, query: &DagPutQuery) -> Answere
     let to = codec(query.store_codec.as_deref(), Codec::DagCbor)?;
     let value = ipld::decode(from, &input).map_err(bad)?;
     let block = ipld::encode(to, &value).map_err(bad)?;
-    let cid = address(to.code(), query.hash.as_deref(), &block)?;
+    let cid = address(to.code(), query.hash.as_deref(), None, &block)?;
     store_block(node, cid, block, query.pin).await
 }
 

@@ -48,10 +48,10 @@ pub struct Put {
     /// Old form of --cid-codec; `v0` gives a CIDv0.
     #[arg(long, short)]
     format: Option<String>,
-    /// The hash function of the CID: sha2-256, sha2-512 or identity.
+    /// The hash function of the CID, such as sha2-256, sha3-512, blake2b-256, blake3 or identity.
     #[arg(long, default_value = "sha2-256")]
     mhtype: String,
-    /// Length of the digest; -1 is its full length, which is the only one.
+    /// Bytes of the digest; -1 is the function's own length.
     #[arg(long, default_value_t = -1, allow_hyphen_values = true)]
     mhlen: i64,
     /// Keep it, with everything below it.

@@ -28,7 +28,7 @@ pub enum Dag {
         /// What the block is encoded in.
         #[arg(long, default_value = "dag-cbor")]
         store_codec: String,
-        /// The hash function of the CID: sha2-256, sha2-512 or identity.
+        /// The hash function of the CID, such as sha2-256, sha3-512, blake2b-256, blake3 or identity.
         #[arg(long, default_value = "sha2-256")]
         hash: String,
         /// Keep it, with everything below it.

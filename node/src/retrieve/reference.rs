@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use btfs_storage::Cid;
+use btfs_storage::hash::MAX_DIGEST;
 use btfs_storage::sealed::Link;
 
 /// A parsed reference.
@@ -81,8 +82,20 @@ impl FromStr for Reference {
             Err(_) if prefixed.is_none() && !looks_like_cid(root) => {
                 Err(BadReference::Unknown(text.to_owned()))
             }
-            Err(error) => Err(BadReference::Cid { text: root.to_owned(), reason: error.to_string() }),
+            Err(error) => Err(BadReference::Cid { text: root.to_owned(), reason: reason(&error) }),
         }
+    }
+}
+
+/// What is wrong with a CID. Its parser does not tell a digest that is too long from what is no hash.
+fn reason(error: &cid::Error) -> String {
+    match error {
+        cid::Error::ParsingError => {
+            format!(
+                "it is cut or misspelt, or its digest has more than the {MAX_DIGEST} bytes that are read here"
+            )
+        }
+        other => other.to_string(),
     }
 }
 
@@ -129,6 +142,12 @@ mod tests {
         assert!(matches!(Reference::from_str("hello"), Err(BadReference::Unknown(_))));
         assert!(matches!(Reference::from_str("/ipns/example.org"), Err(BadReference::Ipns(_))));
         assert!(matches!(Reference::from_str("/ipfs/zzz"), Err(BadReference::Cid { .. })));
+        // 128 bytes of BLAKE3, from Kubo's tests.
+        let long = "bafkr5aabjhoiodpr3z75mb4uz26oispvztnok5np7kthujfwflfqhybz3ojjvqf6f4tl54eweh36nzxamyv2pvc6sdsjjcud7z54ez\
+                    5fpelsqdtax2k3rvuq3wdl5a4blxv3gvsroa3nakfzzknamhu2apf3vvytyiobabrn2bfnfajq66ikjy5lewsp5jyddsg5l7u3emr2an\
+                    cimryay";
+        let told = Reference::from_str(long).expect_err(long).to_string();
+        assert!(told.contains("64 bytes"), "{told}");
     }
 
     #[test]

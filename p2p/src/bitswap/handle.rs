@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use btfs_storage::hash;
+use btfs_storage::hash::{self, HashError};
 use bytes::Bytes;
 use cid::Cid;
 use libp2p::PeerId;
@@ -28,14 +28,9 @@ pub enum FetchError {
         /// Who was asked for it.
         asked: Vec<PeerId>,
     },
-    /// The CID's hash function is none that blocks are verified by.
-    #[error("{cid} uses hash function {code:#x}, which is not verified here; nothing was asked for")]
-    Unsupported {
-        /// The block.
-        cid: Cid,
-        /// Its multihash code.
-        code: u64,
-    },
+    /// The CID is none that blocks are verified by.
+    #[error("{0}; nothing was asked for")]
+    Unsupported(#[from] HashError),
     /// The bound on wants was reached.
     #[error("{MAX_WANTS} blocks are wanted already; ask again when some have come")]
     TooManyWants,
@@ -183,9 +178,7 @@ impl Session {
         if let Some(bytes) = hash::inline(&cid) {
             return Ok(Bytes::copy_from_slice(bytes));
         }
-        if !hash::supported(&cid) {
-            return Err(FetchError::Unsupported { cid, code: cid.hash().code() });
-        }
+        hash::check(&cid)?;
         let id = self.inner.id.ok_or(FetchError::TooManySessions)?;
         let (reply, block) = oneshot::channel();
         let ticket = self.inner.hub.with_desk(|desk| {

@@ -12,13 +12,12 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use multihash::Multihash;
 use prost::Message as _;
 use prost::encoding::{self, DecodeContext, WireType};
-use sha2::Digest;
 use std::io;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::limits::{FRAME_BUDGET_KIB, MAX_CID, MAX_ENTRIES_PER_MESSAGE, MAX_MESSAGE, STALL_TIMEOUT};
-use btfs_storage::hash;
+use btfs_storage::hash::{self, Function};
 
 /// The hash part of a CID: what a block is known by here, whatever codec or version it was asked with.
 pub type Key = Multihash<64>;
@@ -95,16 +94,11 @@ impl Prefix {
         Some(Prefix { version: next()?, codec: next()?, mh_code: next()?, mh_len: next()? })
     }
 
-    /// Hashes `data` by the prefix's function. `None` for functions that blocks may not be addressed by here, and for
-    /// truncated digests.
+    /// Hashes `data` by the prefix's function. `None` for functions that blocks may not be addressed by here, for digests
+    /// that are too short for it, and for the identity, which nobody asks for.
     pub fn key_of(&self, data: &[u8]) -> Option<Key> {
-        let key = match self.mh_code {
-            hash::SHA2_256 => Multihash::wrap(hash::SHA2_256, &hash::sha256(data)),
-            hash::SHA2_512 => Multihash::wrap(hash::SHA2_512, &sha2::Sha512::digest(data)),
-            hash::SHA1 => Multihash::wrap(hash::SHA1, &sha1::Sha1::digest(data)),
-            _ => return None,
-        };
-        key.ok().filter(|key| u64::from(key.size()) == self.mh_len)
+        let length = usize::try_from(self.mh_len).ok()?;
+        Function::by_code(self.mh_code)?.multihash_of_length(data, length)
     }
 }
 
@@ -523,12 +517,21 @@ mod tests {
         assert_eq!((message.wants.len(), message.dropped), (MAX_ENTRIES_PER_MESSAGE, 6));
     }
 
+    /// What is taken by its prefix is what may name a block, and nothing else.
     #[test]
-    fn prefixes_of_foreign_and_truncated_hashes_name_no_block() {
-        let prefix = Prefix { version: 1, codec: hash::RAW, mh_code: hash::SHA2_256, mh_len: 20 };
-        assert_eq!(prefix.key_of(b"x"), None);
-        assert_eq!(Prefix { mh_code: hash::IDENTITY, mh_len: 1, ..prefix }.key_of(b"x"), None);
-        assert!(Prefix { mh_code: hash::SHA1, ..prefix }.key_of(b"x").is_some());
+    fn prefixes_name_what_the_store_takes() {
+        let prefix = Prefix { version: 1, codec: hash::RAW, mh_code: hash::SHA2_256, mh_len: 32 };
+        // Identity, the functions of few bytes, all of BLAKE2, and what is on nobody's list.
+        for mh_code in (0..0x60).chain(0xb200..=0xb261).chain([0xd4, 0xd5, 0x1012, hash::BT_PIECES_ROOT]) {
+            for mh_len in 0..=hash::MAX_DIGEST as u64 + 1 {
+                let key = Prefix { mh_code, mh_len, ..prefix }.key_of(b"x");
+                let asked = Multihash::wrap(mh_code, &vec![0; mh_len as usize]);
+                let may_be = asked.is_ok_and(|hash| hash::supported(&Cid::new_v1(hash::RAW, hash)));
+                assert_eq!(key.is_some(), may_be && mh_code != hash::IDENTITY, "{mh_code:#x} of {mh_len}");
+                assert!(key.is_none_or(|key| hash::verify(&Cid::new_v1(hash::RAW, key), b"x").is_ok()));
+            }
+        }
+        assert_eq!(Prefix { mh_len: u64::MAX, ..prefix }.key_of(b"x"), None);
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use super::rocks::Log;
 use super::write::{Incoming, Written};
 use super::{Shared, key};
 use crate::db::Batch;
-use crate::hash::{self, HashError};
+use crate::hash;
 use crate::{BlockSink, Class, MAX_BLOCK, StoreError};
 
 /// Bytes buffered before they are written. Ingests that never exceed it go through the log in one synced batch: a
@@ -231,9 +231,7 @@ impl BlockSink for Ingest {
             return Err(StoreError::IngestFailed);
         }
         check_size(cid, &data)?;
-        if !hash::supported(cid) {
-            return Err(HashError::Unsupported { cid: *cid, code: cid.hash().code() }.into());
-        }
+        hash::check(cid)?;
         self.totals.blocks += 1;
         self.totals.bytes += data.len() as u64;
         if hash::inline(cid).is_some() {

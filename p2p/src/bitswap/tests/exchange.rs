@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use btfs_storage::hash::{BT_PIECES_ROOT, RAW, cid_from_digest, cid_v1};
+use btfs_storage::hash::{BT_PIECES_ROOT, HashError, RAW, cid_from_digest, cid_v1};
 
 #[test]
 fn sixty_four_mib_between_two_peers() {
@@ -126,7 +126,7 @@ fn identity_resolves_itself_and_foreign_hashes_are_refused() {
         let session = getter.bitswap.session(vec![]);
         assert_eq!(session.get(cid_from_digest(RAW, 0, b"inline")).await.unwrap(), "inline");
         let cid = cid_from_digest(RAW, BT_PIECES_ROOT, &[1; 32]);
-        assert_eq!(session.get(cid).await, Err(FetchError::Unsupported { cid, code: BT_PIECES_ROOT }));
+        assert_eq!(session.get(cid).await, Err(HashError::Unsupported { cid, code: BT_PIECES_ROOT }.into()));
     });
 }
 

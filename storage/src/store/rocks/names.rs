@@ -14,7 +14,7 @@
 
 use arrayvec::ArrayVec;
 
-use crate::hash;
+use crate::hash::{self, Function};
 
 /// Bytes of a digest at the head of a name. With one block in each of 2^32 places heads are hardly shared, and a table,
 /// which keeps what neighbours have in common once, has little use for more.
@@ -90,8 +90,8 @@ fn header(row: &[u8]) -> Option<usize> {
 pub(super) fn key_of(row: &[u8], data: &[u8]) -> Option<Vec<u8>> {
     let (code, rest) = unsigned_varint::decode::u64(row).ok()?;
     let (len, _) = unsigned_varint::decode::u64(rest).ok()?;
-    let digest = hash::digest(code, usize::try_from(len).ok()?, data)?;
-    let key = [&row[..header(row)?], &digest].concat();
+    let hash = Function::by_code(code)?.multihash_of_length(data, usize::try_from(len).ok()?)?;
+    let key = hash.to_bytes();
     key.starts_with(head(row)).then_some(key)
 }
 
@@ -139,13 +139,9 @@ mod tests {
         assert_eq!(key_of(&key, &sample(2).1), None);
         assert_eq!(key_of(&[], &data), None);
         assert_eq!(key_of(&[0xff; 20], &data), None);
-        for (code, digest) in [(hash::SHA2_512, hash::sha512(&data).to_vec())] {
-            let key = key_of_cid(code, &digest);
-            assert_eq!(key_of(&names.of(&key), &data), Some(key));
+        for name in ["sha2-512", "blake2b-256", "blake3"] {
+            let hash = name.parse::<Function>().unwrap().multihash(&data);
+            assert_eq!(key_of(&names.of(&hash.to_bytes()), &data), Some(hash.to_bytes()), "{name}");
         }
-    }
-
-    fn key_of_cid(code: u64, digest: &[u8]) -> Vec<u8> {
-        key(&hash::cid_from_digest(hash::RAW, code, digest))
     }
 }

@@ -142,6 +142,30 @@ fn identity_cids_resolve_themselves_and_are_not_stored() {
 }
 
 #[test]
+fn blocks_may_be_named_by_other_functions() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (sha2, data) = block(1, 5000);
+    let named = |name: &str, data: &[u8]| {
+        Cid::new_v1(hash::RAW, name.parse::<hash::Function>().unwrap().multihash(data))
+    };
+    let names = ["sha2-512", "sha3-256", "blake2b-256", "blake3"];
+    let mut blocks = vec![(sha2, data.clone())];
+    blocks.extend(names.map(|name| (named(name, &data), data.clone())));
+    assert_eq!(put_all(&store, &blocks).new_blocks, 5, "each name is a block of its own");
+    assert!(blocks.iter().all(|(cid, _)| store.get(cid).unwrap().as_ref() == Some(&data)));
+    let empty = names.map(|name| (named(name, b""), Bytes::new()));
+    assert_eq!(put_all(&store, &empty).new_blocks, 0, "nothing is not stored, whatever its name");
+    assert!(empty.iter().all(|(cid, _)| store.get(cid).unwrap().is_some_and(|data| data.is_empty())));
+    let mut ingest = store.ingest(Class::Cache).unwrap();
+    for (cid, _) in &blocks {
+        assert!(matches!(ingest.put_verified(cid, data.slice(1..)), Err(StoreError::Hash(_))));
+        let cut = hash::cid_from_digest(hash::RAW, cid.hash().code(), &cid.hash().digest()[..19]);
+        assert!(matches!(ingest.put(&cut, data.clone()), Err(StoreError::Hash(_))));
+    }
+}
+
+#[test]
 fn foreign_bytes_are_checked_at_the_door() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
