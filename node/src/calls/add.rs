@@ -7,6 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use btfs_bittorrent::create::{self, TorrentFile, Version};
+use btfs_storage::hash::Function;
 use btfs_storage::import::{self, DirBuilder, IgnoreRules, ImportOptions, Imported, Profile};
 use btfs_storage::{Bytes, Class, Ingested, Store};
 use futures::{Stream, TryStreamExt};
@@ -119,6 +120,11 @@ impl AddRequest {
         }
         if self.torrent && self.options.only_hash {
             return Err(ApiError::bad("a torrent is stored and seeded; leave only_hash or torrent out"));
+        }
+        if self.torrent && self.options.function()? != Function::SHA2_256 {
+            return Err(ApiError::bad(
+                "the blocks of a torrent are named by sha2-256; leave hash or torrent out",
+            ));
         }
         if self.nocopy && self.options.only_hash {
             return Err(ApiError::bad("only_hash stores nothing, copied or not; leave nocopy out"));

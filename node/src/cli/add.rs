@@ -35,6 +35,7 @@ Examples:
   btfs add --profile unixfs-v0-2015 x    the Qm... CID that Kubo gives x unless told otherwise
   btfs add -n x                          the CID that x would have; nothing is stored
   btfs add --nocopy /srv/films           no copies: blocks are read from the films themselves
+  btfs add --hash blake3 x               blocks named by BLAKE3, as `ipfs add --hash blake3` does
   btfs add --private letter.pdf          sealed; only who has the printed link can read it
   btfs add --private --link-to key x     the same, with the link in a file instead of on the screen
   btfs add --torrent album               a magnet link, too
@@ -158,6 +159,10 @@ struct Shape {
     /// 0 or 1; 1 makes leaves raw and 0 does not, unless --raw-leaves says otherwise.
     #[arg(long, value_name = "VERSION")]
     cid_version: Option<u8>,
+    /// What blocks are named by: sha2-256 (default), sha2-512, sha3-256, blake2b-256, blake3 and others that Kubo has; all
+    /// but the first need CIDs of version 1, and give them.
+    #[arg(long, value_name = "NAME")]
+    hash: Option<String>,
     /// Whether leaf blocks are the content itself.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     raw_leaves: Option<bool>,
@@ -307,6 +312,7 @@ impl Add {
             chunker: shape.chunker.clone(),
             trickle: shape.trickle,
             cid_version: shape.cid_version,
+            hash: shape.hash.clone(),
             raw_leaves: shape.raw_leaves,
             inline: shape.inline,
             inline_limit: shape.inline_limit,

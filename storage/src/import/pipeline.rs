@@ -91,7 +91,7 @@ struct InFlight {
 
 impl<'scope, 'env> Pipeline<'scope, 'env> {
     pub(super) fn new(scope: &'scope Scope<'scope, 'env>, profile: &Profile) -> Self {
-        let group = (GROUP_BYTES / profile.chunk_size()).clamp(1, hash::lanes());
+        let group = (GROUP_BYTES / profile.chunk_size()).clamp(1, profile.leaves_at_once());
         let window = match group {
             1 => (IN_FLIGHT_BYTES / profile.chunk_size()).clamp(MAX_WORKERS, MAX_IN_FLIGHT),
             _ => 2,

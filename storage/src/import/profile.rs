@@ -6,7 +6,7 @@ use multihash::Multihash;
 
 use super::chunker::{Chunker, ChunkerError};
 use crate::dagpb::{self, PbLink, PbNode};
-use crate::hash;
+use crate::hash::{self, Function};
 use crate::unixfs::{Data, DataType, DirLink, Metadata, hamt};
 
 /// A directory whose size, as its profile estimates it, is above this becomes a trie of shards: 256 KiB.
@@ -44,7 +44,10 @@ pub struct Profile {
     layout: Layout,
     links_per_node: usize,
     raw_leaves: bool,
+    /// Never with another function than SHA2-256.
     cid_v0: bool,
+    /// What blocks are named by.
+    function: Function,
     /// Blocks of up to this many bytes lie in their own CIDs; `None`: no block does.
     inline: Option<usize>,
     directory_size: DirectorySize,
@@ -63,6 +66,8 @@ pub struct Overrides {
     pub layout: Option<Layout>,
     /// 0 or 1. Without a word on leaves, 1 makes them raw and 0 dag-pb.
     pub cid_version: Option<u8>,
+    /// What blocks are named by. Another function than SHA2-256 means version 1.
+    pub function: Option<Function>,
     /// Whether leaf blocks are the content itself.
     pub raw_leaves: Option<bool>,
     /// Blocks of up to so many bytes go into their CIDs.
@@ -83,6 +88,11 @@ pub enum ProfileError {
     /// No such CID version.
     #[error("there is no CID version {0}; there are 0 and 1")]
     CidVersion(u8),
+    /// CIDv0 does not say which hash function it has.
+    #[error(
+        "CIDs of version 0 are by sha2-256 alone, not by {0}: take version 1, or leave one of the two out"
+    )]
+    HashVersion(Function),
     /// A number out of its range.
     #[error("{what} of {value} cannot be; it must be {range}")]
     Range {
@@ -110,6 +120,7 @@ impl Profile {
         links_per_node: 1024,
         raw_leaves: true,
         cid_v0: false,
+        function: Function::SHA2_256,
         inline: None,
         directory_size: DirectorySize::Block,
         directory_links: None,
@@ -137,7 +148,12 @@ impl Profile {
 
     /// This profile with other values here and there.
     pub fn with(mut self, overrides: &Overrides) -> Result<Profile, ProfileError> {
-        if let Some(version) = overrides.cid_version {
+        self.function = overrides.function.unwrap_or(self.function);
+        let is_foreign = self.function != Function::SHA2_256;
+        if is_foreign && overrides.cid_version == Some(0) {
+            return Err(ProfileError::HashVersion(self.function));
+        }
+        if let Some(version) = overrides.cid_version.or(is_foreign.then_some(1)) {
             if version > 1 {
                 return Err(ProfileError::CidVersion(version));
             }
@@ -173,6 +189,17 @@ impl Profile {
             self.fanout = fanout;
         }
         Ok(self)
+    }
+
+    /// The profile that new nodes beside `node` are made by: that of its CID version, with its hash function.
+    pub(super) fn beside(node: &Cid) -> Profile {
+        match node.version() {
+            cid::Version::V0 => Profile::V0_2015,
+            cid::Version::V1 => {
+                let function = hash::function(node).unwrap_or(Function::SHA2_256);
+                Profile { function, ..Profile::V1_2025 }
+            }
+        }
     }
 
     /// A profile of small numbers, so that tests reach deep DAGs with few bytes.
@@ -211,6 +238,16 @@ impl Profile {
         self.raw_leaves
     }
 
+    /// What blocks are named by.
+    pub fn function(&self) -> Function {
+        self.function
+    }
+
+    /// Leaves that are hashed at once: as many as the processor can, if it can with this function.
+    pub(super) fn leaves_at_once(&self) -> usize {
+        if self.function == Function::SHA2_256 { hash::lanes() } else { 1 }
+    }
+
     /// Buckets of a shard of a large directory.
     pub(super) fn fanout(&self) -> u32 {
         self.fanout
@@ -239,6 +276,9 @@ impl Profile {
 
     /// The CIDs of leaf blocks, which are hashed at once where the processor can.
     pub(super) fn leaf_cids(&self, blocks: &[Bytes]) -> Vec<Cid> {
+        if self.function != Function::SHA2_256 {
+            return blocks.iter().map(|block| self.leaf_cid(block)).collect();
+        }
         let codec = if self.raw_leaves { hash::RAW } else { hash::DAG_PB };
         let messages: Vec<&[u8]> = blocks.iter().map(|block| &block[..]).collect();
         let digests = hash::sha256_all(&messages);
@@ -250,17 +290,19 @@ impl Profile {
         self.named(hash::DAG_PB, block, None)
     }
 
-    /// The CID of a block, whose SHA2-256 may be known.
+    /// The CID of a block, whose SHA2-256 may be known if that is what names it.
     fn named(&self, codec: u64, block: &[u8], digest: Option<&[u8; 32]>) -> Cid {
         if self.inlines(block) {
             return hash::cid_from_digest(codec, hash::IDENTITY, block);
         }
-        let digest = digest.copied().unwrap_or_else(|| hash::sha256(block));
+        let hash = match digest {
+            Some(digest) => Multihash::wrap(hash::SHA2_256, digest).expect("32 bytes fit a multihash"),
+            None => self.function.multihash(block),
+        };
         if self.cid_v0 && codec == hash::DAG_PB {
-            let hash = Multihash::wrap(hash::SHA2_256, &digest).expect("32 bytes fit a multihash");
             return Cid::new_v0(hash).expect("sha2-256 of 32 bytes is what CIDv0 takes");
         }
-        hash::cid_from_digest(codec, hash::SHA2_256, &digest)
+        Cid::new_v1(codec, hash)
     }
 
     fn inlines(&self, block: &[u8]) -> bool {

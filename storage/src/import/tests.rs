@@ -477,6 +477,9 @@ fn overrides_that_cannot_be_are_refused() {
     assert!(refused(Overrides { max_file_links: Some(16_385), ..none }).contains("16384"));
     assert!(refused(Overrides { max_hamt_fanout: Some(12), ..none }).contains("power of two"));
     assert!(refused(Overrides { max_directory_links: Some(0), ..none }).contains("from 1"));
+    let blake3: hash::Function = "blake3".parse().unwrap();
+    let old = Overrides { function: Some(blake3), cid_version: Some(0), ..none };
+    assert_eq!(Profile::V1_2025.with(&old), Err(ProfileError::HashVersion(blake3)));
     let both = Overrides { raw_leaves: Some(true), metadata: true, ..none };
     assert_eq!(Profile::V1_2025.with(&both), Err(ProfileError::RawMetadata));
     assert_eq!(Profile::V1_2025.with(&none), Ok(Profile::V1_2025));
@@ -494,12 +497,19 @@ fn any_profile() -> impl Strategy<Value = Profile> {
         Just(Chunker::Buzhash),
     ];
     let layout = prop_oneof![Just(Layout::Balanced), Just(Layout::Trickle)];
-    (chunker, layout, 0u8..2, any::<bool>(), prop::option::of(0usize..=64), 2usize..9).prop_map(
-        |(chunker, layout, version, raw, inline, links)| {
+    // A function goes with CIDv1 alone.
+    let named = prop_oneof![
+        (0u8..2).prop_map(|version| (Some(version), None::<hash::Function>)),
+        prop::sample::select(vec!["sha2-512", "sha3-224", "blake2s-160", "blake3"])
+            .prop_map(|name| (None, Some(name.parse().unwrap()))),
+    ];
+    (chunker, layout, named, any::<bool>(), prop::option::of(0usize..=64), 2usize..9).prop_map(
+        |(chunker, layout, (cid_version, function), raw, inline, links)| {
             let overrides = Overrides {
                 chunker: Some(chunker),
                 layout: Some(layout),
-                cid_version: Some(version),
+                cid_version,
+                function,
                 raw_leaves: Some(raw),
                 inline,
                 max_file_links: Some(links),

@@ -1,5 +1,6 @@
 //! What `add` can be asked for, and what it means for blocks.
 
+use btfs_storage::hash::Function;
 use btfs_storage::import::{Chunker, ImportOptions, Layout, Overrides, Profile};
 use btfs_storage::unixfs::Metadata;
 use btfs_storage::{Cid, Pin, PinKind};
@@ -20,6 +21,8 @@ pub struct AddOptions {
     pub trickle: bool,
     /// 0 or 1; without `raw_leaves`, 1 makes leaves raw and 0 dag-pb.
     pub cid_version: Option<u8>,
+    /// What blocks are named by; default sha2-256. Another function means version 1.
+    pub hash: Option<String>,
     /// Whether leaf blocks are the content itself.
     pub raw_leaves: Option<bool>,
     /// Put small blocks into their CIDs.
@@ -79,6 +82,7 @@ impl AddOptions {
                 "chunker" => options.chunker = Some(value.into_owned()),
                 "trickle" => options.trickle = flag()?,
                 "cid_version" => options.cid_version = number!(),
+                "hash" => options.hash = Some(value.into_owned()),
                 "raw_leaves" => options.raw_leaves = Some(flag()?),
                 "inline" => options.inline = flag()?,
                 "inline_limit" => options.inline_limit = number!(),
@@ -96,9 +100,6 @@ impl AddOptions {
                 "pin" => options.no_pin = !flag()?,
                 "private" => options.private = flag()?,
                 "pin_name" => options.pin_name = Some(value.into_owned()),
-                "hash" if value != "sha2-256" => {
-                    return Err(ApiError::bad(format!("content is hashed by sha2-256 here, not by {value}")));
-                }
                 "nocopy" if flag()? => {
                     return Err(ApiError::bad("a stream lies in no file: `btfs add --nocopy` takes paths"));
                 }
@@ -134,6 +135,7 @@ impl AddOptions {
             chunker: chunker.map_err(ApiError::bad)?,
             layout: self.trickle.then_some(Layout::Trickle),
             cid_version: self.cid_version,
+            function: Some(self.function()?),
             raw_leaves: self.raw_leaves,
             inline: self.inline.then(|| self.inline_limit.unwrap_or(INLINE_LIMIT)),
             max_file_links: self.max_file_links,
@@ -142,6 +144,17 @@ impl AddOptions {
             metadata,
         };
         profile.with(&overrides).map_err(ApiError::bad)
+    }
+
+    /// What blocks are named by.
+    pub(in crate::calls) fn function(&self) -> Result<Function, ApiError> {
+        match self.hash.as_deref().unwrap_or_default() {
+            "" => Ok(Function::SHA2_256),
+            name if name.eq_ignore_ascii_case("identity") => Err(ApiError::bad(
+                "the identity names only what fits into a CID: leave hash out, and take inline",
+            )),
+            name => name.parse().map_err(ApiError::bad),
+        }
     }
 
     /// The pin that a root gets, if it gets one.
@@ -203,6 +216,7 @@ mod tests {
             chunker: Some("rabin-16-64-256".into()),
             trickle: true,
             cid_version: Some(0),
+            hash: Some("blake2b-256".into()),
             raw_leaves: Some(false),
             mode: Some("0644".into()),
             mtime: Some(-7),
@@ -223,16 +237,31 @@ mod tests {
             AddOptions::from_query("nocopy=false&to-files=false&preserve-mode")
                 .is_ok_and(|o| o.preserve_mode)
         );
-        for wrong in [
-            "trickle=perhaps",
-            "cid-version=x",
-            "hash=sha3-512",
-            "nocopy=true",
-            "nocopy",
-            "to-files=/",
-            "to-files",
-        ] {
+        for wrong in ["trickle=perhaps", "cid-version=x", "nocopy=true", "nocopy", "to-files=/", "to-files"] {
             assert!(AddOptions::from_query(wrong).is_err(), "{wrong}");
+        }
+    }
+    #[test]
+    fn hash_functions_are_those_of_kubo() {
+        let profile = |query: &str| AddOptions::from_query(query).expect("options").profile(false);
+        let made = |query: &str| profile(query).map(|profile| profile.function().name());
+        assert_eq!(made("").expect("the default"), "sha2-256");
+        for (query, name) in [
+            ("hash=sha2-256&cid-version=0", "sha2-256"),
+            ("hash=SHA3-512", "sha3-512"),
+            ("hash=blake3&cid-version=1", "blake3"),
+            ("hash=blake2b-256&profile=unixfs-v0-2015", "blake2b-256"),
+        ] {
+            assert_eq!(made(query).expect(query), name);
+        }
+        for (query, word) in [
+            ("hash=blake3&cid-version=0", "version 0"),
+            ("hash=md5", "md5"),
+            ("hash=blake2b-128", "blake2b-160"),
+            ("hash=identity", "inline"),
+        ] {
+            let told = made(query).expect_err(query).message;
+            assert!(told.contains(word), "{told}");
         }
     }
 }
