@@ -14,6 +14,7 @@ mod directories;
 mod disks;
 mod files;
 mod fuzz;
+mod hashes;
 mod health;
 mod http;
 mod inputs;
