@@ -31,6 +31,10 @@ const RUN: usize = 32;
 const RUNS: usize = 8;
 /// Of these, runs of one directory, so that those below it get some too.
 const RUNS_EACH: usize = 4;
+/// A small file that is less than one part in this many of what lies in one buffer has one of its own. Allocating and
+/// freeing one for each took a twentieth of the time; but who keeps blocks counts their bytes, and a few must not hold much
+/// else.
+const SHARE: usize = 4;
 /// Most reading threads: the walk and the sink are then slower than they are.
 const MAX_READERS: usize = 2;
 
@@ -151,9 +155,9 @@ fn start<'scope>(scope: &'scope Scope<'scope, '_>, profile: Profile) -> Sender<J
 fn read_run(directory: &Path, names: &[Name], profile: &Profile) -> Answer {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(directory) = rustix::fs::open(directory, flags, Mode::empty()) else { return Vec::new() };
-    let files: Vec<_> = names
-        .iter()
-        .map(|name| name.is_file.then(|| read(directory.as_fd(), &name.name)).flatten())
+    let opened = names.iter().map(|name| name.is_file.then(|| open(directory.as_fd(), &name.name)).flatten());
+    let files: Vec<_> = read_all(opened.collect())
+        .into_iter()
         .map(|found| found.map(|(stat, content)| (stat, profile.leaf_block(&content), content)))
         .collect();
     let blocks: Vec<Bytes> = files.iter().flatten().map(|(_, block, _)| block.clone()).collect();
@@ -166,22 +170,63 @@ fn read_run(directory: &Path, names: &[Name], profile: &Profile) -> Answer {
     files.into_iter().map(|file| file.and_then(&mut small)).collect()
 }
 
-/// A small regular file that did not change while it was read; the walk finds out what anything else is.
-fn read(directory: BorrowedFd<'_>, name: &str) -> Option<(Stat, Bytes)> {
+/// A small regular file as it is now; the walk finds out what anything else is.
+fn open(directory: BorrowedFd<'_>, name: &str) -> Option<(File, Stat)> {
     // What took a file's place since it was listed is not followed, and not waited for.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?);
-    let before = rustix::fs::fstat(&file).ok()?;
-    let len = u64::try_from(before.st_size).ok()?;
+    let stat = rustix::fs::fstat(&file).ok()?;
+    let len = u64::try_from(stat.st_size).ok()?;
     // A file that tells no size may have content all the same.
-    if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile || !(1..=SMALL).contains(&len) {
-        return None;
+    let small = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && (1..=SMALL).contains(&len);
+    small.then_some((file, stat))
+}
+
+/// What those of the files hold that do not change meanwhile.
+fn read_all(files: Vec<Option<(File, Stat)>>) -> Vec<Option<(Stat, Bytes)>> {
+    let sizes = files.iter().map(|file| file.as_ref().map_or(0, |(_, stat)| len(stat)));
+    let sizes: Vec<usize> = sizes.collect();
+    let (mut files, mut sizes) = (files.into_iter(), sizes.as_slice());
+    let mut found = Vec::with_capacity(sizes.len());
+    while !sizes.is_empty() {
+        let many = sharing(sizes);
+        found.extend(read_together(files.by_ref().take(many).collect()));
+        sizes = &sizes[many..];
     }
-    let mut content = Vec::with_capacity(len as usize);
-    let read = rustix::io::read(&file, rustix::buffer::spare_capacity(&mut content)).ok()?;
-    let after = rustix::fs::fstat(&file).ok()?;
-    let state = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
-    (read as u64 == len && state(&before) == state(&after)).then(|| (before, Bytes::from(content)))
+    found
+}
+
+/// How many of the first files lie in one buffer, by their sizes; 0 is one that is not read.
+fn sharing(sizes: &[usize]) -> usize {
+    let (mut all, mut least) = (0, usize::MAX);
+    let fits = |size: &&usize| {
+        all += **size;
+        least = if **size == 0 { least } else { least.min(**size) };
+        all <= least.saturating_mul(SHARE)
+    };
+    sizes.iter().take_while(fits).count().max(1)
+}
+
+/// What files hold whose contents share a buffer.
+fn read_together(files: Vec<Option<(File, Stat)>>) -> impl Iterator<Item = Option<(Stat, Bytes)>> {
+    let mut buffer = Vec::with_capacity(files.iter().flatten().map(|(_, stat)| len(stat)).sum());
+    let mut read = |(file, stat): (File, Stat)| {
+        let (begin, end) = (buffer.len(), buffer.len() + len(&stat));
+        let state = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+        let read = rustix::io::read(&file, rustix::buffer::spare_capacity(&mut buffer)).is_ok();
+        let same = rustix::fs::fstat(&file).is_ok_and(|after| state(&stat) == state(&after));
+        let whole = read && same && buffer.len() >= end;
+        buffer.truncate(if whole { end } else { begin });
+        whole.then_some((stat, begin..end))
+    };
+    let read: Vec<_> = files.into_iter().map(|file| file.and_then(&mut read)).collect();
+    let content = Bytes::from(buffer);
+    read.into_iter().map(move |found| found.map(|(stat, at)| (stat, content.slice(at))))
+}
+
+/// Bytes of a file that is not larger than memory.
+fn len(stat: &Stat) -> usize {
+    usize::try_from(stat.st_size).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -250,9 +295,32 @@ mod tests {
         fs::create_dir(at("directory")).unwrap();
         symlink("small", at("link")).unwrap();
         let directory = File::open(dir.path()).unwrap();
-        assert_eq!(&read(directory.as_fd(), "small").unwrap().1[..], b"content");
+        let read = |name| read_all(vec![open(directory.as_fd(), name)]).remove(0).map(|(_, content)| content);
+        assert_eq!(&read("small").unwrap()[..], b"content");
         for name in ["empty", "large", "directory", "link", "absent"] {
-            assert!(read(directory.as_fd(), name).is_none(), "{name}");
+            assert!(read(name).is_none(), "{name}");
+        }
+        let opened = ["small", "large", "small"].map(|name| open(directory.as_fd(), name));
+        fs::write(at("other"), b"others").unwrap();
+        let other = open(directory.as_fd(), "other");
+        fs::write(at("other"), b"longer than it was").unwrap();
+        let contents = read_all(opened.into_iter().chain([other]).collect());
+        let contents: Vec<_> =
+            contents.iter().map(|found| found.as_ref().map(|(_, content)| &content[..])).collect();
+        assert_eq!(contents, [Some(&b"content"[..]), None, Some(b"content"), None], "one changed meanwhile");
+    }
+
+    #[test]
+    fn files_of_like_sizes_share_a_buffer() {
+        for (sizes, many) in [
+            (&[4096; 32][..], SHARE),
+            (&[1, 4096], 1),
+            (&[4096, 1], 1),
+            (&[100, 100, 300], 2),
+            (&[0, 0, 100, 0, 100, 300], 5),
+            (&[0], 1),
+        ] {
+            assert_eq!(sharing(sizes), many, "{sizes:?}");
         }
     }
 }

@@ -4,7 +4,9 @@
 //! acknowledged. Alone: the library's encoder, made once, codes the same bytes, which lie in memory, and throws the
 //! parity away; shard by shard as its documentation shows, which is what the bound is about. Told beside: the columns in
 //! which it is fastest, and what the machine can do, since two bytes of parity are hashed and stored for each byte of data:
-//! all cores code in columns and hash the parity, which lies in memory, and store nothing.
+//! all cores code in columns and hash the parity, which lies in memory, and store nothing. Where that is below the bound,
+//! nobody who hashes parity can keep it; then the line says so, and a share of that rate is asked for. On two cores with
+//! AVX-512 it is 0.5 of the codec's rate on one.
 
 use std::io::Read;
 use std::sync::Barrier;
@@ -23,6 +25,10 @@ use super::{MIB, Source, cat, floor};
 const SHARDS: (u8, u8) = (10, 20);
 /// MiB of data that are coded; parity takes twice that.
 const DATA_MIB: u64 = 512;
+/// Share of the codec's own rate that is asked for,
+const TIMES: f64 = 0.7;
+/// and of what the machine can do without storing anything.
+const SHARE: f64 = 0.5;
 /// Runs of each; the middle one counts.
 const ROUNDS: usize = 3;
 
@@ -38,17 +44,22 @@ pub(super) fn run(report: &mut Report) {
         ours.push(seconds);
         cpu.push(spent);
     }
-    let value = source.mib() / median(ours);
-    for (seconds, name, bound) in [
-        (alone, "codec alone", Bound::RatioAtLeast(0.7)),
+    let rate = |seconds: Vec<f64>| source.mib() / median(seconds);
+    let (value, alone, columns, hashed) = (rate(ours), rate(alone), rate(columns), rate(hashed));
+    let bound = match hashed < TIMES * alone {
+        true => Bound::RatioBeyond(TIMES),
+        false => Bound::RatioAtLeast(TIMES),
+    };
+    for (rate, name, bound) in [
+        (alone, "codec alone", bound),
         (columns, "in columns", Bound::None),
-        (hashed, "with hash, cores", Bound::None),
+        (hashed, "with hash, cores", Bound::RatioAtLeast(SHARE)),
     ] {
         report.line(Line {
             name: "parity 10+20, whole pipeline",
             value,
             unit: "MiB/s",
-            yardstick: Some((source.mib() / median(seconds), name)),
+            yardstick: Some((rate, name)),
             bound,
         });
     }

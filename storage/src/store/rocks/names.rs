@@ -62,16 +62,26 @@ impl Names {
     /// # Panics
     /// If the key is longer than that of any CID that can be here.
     pub fn of(&self, key: &[u8]) -> Name {
-        let mut hashed = ArrayVec::<u8, { 16 + MOST_KEY }>::from_iter(self.secret);
-        hashed.extend(key.iter().copied());
-        let tag = hash::sha256(&hashed);
-        head(key).iter().chain(&tag[..TAG]).copied().collect()
+        let hashed: ArrayVec<u8, { 16 + MOST_KEY }> = joined(&self.secret, key);
+        joined(head(key), &hash::sha256(&hashed)[..TAG])
     }
 
     /// Where a block may be besides under its name.
     pub fn older<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
         self.has_older.then_some(key)
     }
+}
+
+/// Two slices as one.
+///
+/// # Panics
+/// If they are longer together than there is room for.
+fn joined<const ROOM: usize>(first: &[u8], second: &[u8]) -> ArrayVec<u8, ROOM> {
+    let mut whole = ArrayVec::new();
+    for part in [first, second] {
+        whole.try_extend_from_slice(part).expect("there is room for all that can be here");
+    }
+    whole
 }
 
 /// What a key and the name made of it have in common, and no other row begins with unless its digest begins the same.

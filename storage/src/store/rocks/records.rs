@@ -38,11 +38,16 @@ impl Meta {
     /// # Panics
     /// If the size takes more than three bytes: no block is that large.
     pub fn encode(self) -> ArrayVec<u8, MOST> {
-        let size = short(u64::from(self.size));
+        let (size, generation) = (u64::from(self.size).to_be_bytes(), self.generation.to_be_bytes());
+        let (size, generation) = (short(&size), short(&generation));
         assert!(size.len() <= usize::from(TWO_BITS), "a block of {} bytes", self.size);
         let aside = if self.quarantined { ASIDE } else { 0 };
         let first = SHORT | aside | (size.len() as u8) << SIZE_LEN | self.class.index() as u8;
-        std::iter::once(first).chain(size).chain(short(self.generation)).collect()
+        let mut out = ArrayVec::new();
+        for part in [&[first], size, generation] {
+            out.try_extend_from_slice(part).expect("there is room for the longest record");
+        }
+        out
     }
 
     /// Reads a record, an older build's too.
@@ -73,10 +78,10 @@ impl Meta {
     }
 }
 
-/// A number in big-endian bytes without leading zeros.
-fn short(number: u64) -> impl ExactSizeIterator<Item = u8> {
-    let zeros = number.leading_zeros() as usize / 8;
-    number.to_be_bytes().into_iter().skip(zeros)
+/// The big-endian bytes of a number without leading zeros.
+fn short(number: &[u8]) -> &[u8] {
+    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    &number[zeros..]
 }
 
 /// The number of big-endian bytes, at most eight.
