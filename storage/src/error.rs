@@ -172,6 +172,12 @@ pub enum StoreError {
         /// The block database.
         path: PathBuf,
     },
+    /// The system's generator gave no random bytes.
+    #[error("the system gave no random bytes for the identity of the repo: {detail}; nothing was changed")]
+    Random {
+        /// What it said.
+        detail: String,
+    },
     /// A directory cannot be used for blocks, or not be given up.
     #[error("data directory {}: {detail}; nothing was changed", path.display())]
     Directory {

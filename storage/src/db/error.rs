@@ -63,6 +63,16 @@ pub enum DbError {
         /// The database.
         path: PathBuf,
     },
+    /// Its blocks are named by an identity that is lost, or another repo's.
+    #[error(
+        "the block database in {} has lost its identity, and the state of this repo does not have the one that its blocks \
+         are named by; nothing was changed; restore state and blocks from one backup",
+        path.display()
+    )]
+    Foreign {
+        /// The database.
+        path: PathBuf,
+    },
     /// The table was not named when the database was opened.
     #[error("table {table} was not opened with the database")]
     UnknownTable {

@@ -10,7 +10,8 @@
 //! memory of a database that was reopened.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::ops::Deref;
 
 use parking_lot::Mutex;
 
@@ -28,7 +29,28 @@ pub(super) struct Fresh {
 #[derive(Default)]
 struct Held {
     generation: u64,
-    prints: HashSet<u64>,
+    prints: Prints,
+}
+
+/// Prints are hashes already.
+type Prints = HashSet<u64, BuildHasherDefault<AsItIs>>;
+
+/// Hashes a number to itself.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("prints are numbers");
+    }
 }
 
 impl Fresh {
@@ -36,7 +58,7 @@ impl Fresh {
     pub fn note<'k>(&self, generation: u64, keys: impl Iterator<Item = &'k [u8]>) {
         let mut held = self.held.lock();
         if generation > held.generation {
-            *held = Held { generation, prints: HashSet::new() };
+            *held = Held { generation, prints: Prints::default() };
         }
         if generation == held.generation {
             let room = MOST.saturating_sub(held.prints.len());
@@ -45,16 +67,21 @@ impl Fresh {
     }
 
     /// Keeps those of `blocks` that are not known to be here with the stamp `generation`.
-    pub fn retain_unknown<T>(&self, generation: u64, blocks: &mut Vec<T>, key: impl Fn(&T) -> &[u8]) {
+    pub fn retain_unknown<T, K: Deref<Target = [u8]>>(
+        &self,
+        generation: u64,
+        blocks: &mut Vec<T>,
+        key: impl Fn(&T) -> K,
+    ) {
         let held = self.held.lock();
         if generation == held.generation {
-            blocks.retain(|block| !held.prints.contains(&self.hasher.hash_one(key(block))));
+            blocks.retain(|block| !held.prints.contains(&self.hasher.hash_one(&*key(block))));
         }
     }
 
     /// Forgets everything.
     pub fn clear(&self) {
-        self.held.lock().prints = HashSet::new();
+        self.held.lock().prints = Prints::default();
     }
 }
 
@@ -64,7 +91,7 @@ mod tests {
 
     fn unknown(fresh: &Fresh, generation: u64) -> Vec<u8> {
         let mut blocks: Vec<u8> = (0..4).collect();
-        fresh.retain_unknown(generation, &mut blocks, |block| std::slice::from_ref(block));
+        fresh.retain_unknown(generation, &mut blocks, |block| vec![*block]);
         blocks
     }
 

@@ -17,7 +17,7 @@ use crate::{BlockSink, Class, MAX_BLOCK, StoreError};
 
 /// Bytes buffered before they are written. Ingests that never exceed it go through the log in one synced batch: a
 /// flush for each of them would leave a table and a blob file per acknowledgement. Larger ones skip the log, and are
-/// written [behind](super::behind).
+/// written [behind](super::behind). Blocks of small files may hold four times their bytes (`import::small`).
 const BUFFER: usize = 4 << 20;
 /// What a buffered block costs beside its bytes, so that tiny ones cannot pile up without bound.
 const BLOCK_OVERHEAD: usize = 256;

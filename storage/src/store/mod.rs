@@ -69,6 +69,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use arrayvec::ArrayVec;
 use bytes::Bytes;
 use cid::Cid;
 use parking_lot::{Mutex, RwLock};
@@ -389,7 +390,19 @@ impl BlockSource for Store {
     }
 }
 
-/// What a block is stored under: its multihash, so that all CIDs of the same bytes name one block.
+/// What a block is known by: its multihash, so that all CIDs of the same bytes name one block.
 fn key(cid: &Cid) -> Vec<u8> {
     cid.hash().to_bytes()
+}
+
+/// Most bytes of a key: a code of 64 bits, a length of up to 127, and the digest.
+const MOST_KEY: usize = 11 + hash::MAX_DIGEST;
+
+/// [`key`] without an allocation, for who asks for many.
+fn brief_key(cid: &Cid) -> ArrayVec<u8, MOST_KEY> {
+    let mut bytes = [0; MOST_KEY];
+    let len = cid.hash().write(bytes.as_mut_slice()).expect("there is room for any that a CID can have");
+    let mut key = ArrayVec::from(bytes);
+    key.truncate(len);
+    key
 }

@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 
 use super::graph::{children, has_links};
 use super::write::LOOKED_UP;
-use super::{Shared, Store, key};
+use super::{Shared, Store, brief_key, key};
 use crate::db::{Batch, DbError, StateDb, Table, TableKey, head};
 use crate::{BlockSource, Class, StoreError, hash};
 
@@ -411,9 +411,9 @@ impl Shared {
     fn hold_blocks(&self, pin: &Pin, cids: &[Cid]) -> Result<(), StoreError> {
         let (db, _) = self.db()?;
         let generation = self.leases.generation();
-        let stored = cids.iter().filter(|cid| hash::inline(cid).is_none());
-        let mut blocks: Vec<(Vec<u8>, &Cid)> = stored.map(|cid| (key(cid), cid)).collect();
-        self.fresh.retain_unknown(generation, &mut blocks, |(key, _)| key);
+        let mut unknown: Vec<&Cid> = cids.iter().filter(|cid| hash::inline(cid).is_none()).collect();
+        self.fresh.retain_unknown(generation, &mut unknown, |cid| brief_key(cid));
+        let mut blocks: Vec<(Vec<u8>, &Cid)> = unknown.into_iter().map(|cid| (key(cid), cid)).collect();
         blocks.sort_unstable();
         blocks.dedup_by(|a, b| a.0 == b.0);
         for some in blocks.chunks(LOOKED_UP) {

@@ -1,4 +1,4 @@
-//! A block database: column families, options with their reasons, record codecs.
+//! A block database: column families and options with their reasons, reading and writing.
 
 mod budget;
 mod damaged;
@@ -19,6 +19,7 @@ use rocksdb::{
     DBPinnableSlice, DBRecoveryMode, FlushOptions, Options, WriteBatch, WriteOptions,
 };
 
+use super::identity::Identity;
 use super::pinned;
 use crate::Class;
 use crate::db::{DbError, quiet_log};
@@ -77,7 +78,7 @@ pub(super) enum Log {
 pub(super) struct BlockDb {
     db: DB,
     path: PathBuf,
-    /// How blocks are named; not known before the database has the repo's identity.
+    /// How blocks are named; none before the database has the repo's identity.
     names: OnceLock<Names>,
     damage: Damage,
     read_only: bool,
@@ -102,7 +103,14 @@ pub(super) enum Damage {
 }
 
 impl BlockDb {
-    pub fn open(path: &Path, damage: Damage, budget: &Budget) -> Result<BlockDb, DbError> {
+    /// Opens a database, or makes one. `known` is the repo's identity, if it has one: without it no block can be put before
+    /// [`set_identity`](Self::set_identity).
+    pub fn open(
+        path: &Path,
+        damage: Damage,
+        budget: &Budget,
+        known: Option<Identity>,
+    ) -> Result<BlockDb, DbError> {
         std::fs::create_dir_all(path)
             .map_err(|source| DbError::Directory { path: path.to_owned(), source })?;
         let families = FAMILIES.iter().map(|name| {
@@ -129,7 +137,7 @@ impl BlockDb {
         let db =
             DB::open_cf_descriptors(&options, path, families).map_err(|e| DbError::from_rocks(path, e))?;
         let db = BlockDb { db, path: path.to_owned(), names: OnceLock::new(), damage, read_only: false };
-        db.learn_names();
+        db.learn_names(known)?;
         // They only take space, and are looked at again the next time.
         if let Err(error) = db.remove_orphans(&before) {
             tracing::warn!(%error, "what a crash left of blob files could not be removed");
@@ -138,14 +146,14 @@ impl BlockDb {
     }
 
     /// Opens a database that is there, on a disk that can only be read.
-    pub fn open_read_only(path: &Path, budget: &Budget) -> Result<BlockDb, DbError> {
+    pub fn open_read_only(path: &Path, budget: &Budget, known: Option<Identity>) -> Result<BlockDb, DbError> {
         let families =
             FAMILIES.iter().map(|name| ColumnFamilyDescriptor::new(*name, family_options(name, budget)));
         let opened = DB::open_cf_descriptors_read_only(&database_options(budget), path, families, false);
         let db = opened.map_err(|e| DbError::from_rocks(path, e))?;
         let (path, names) = (path.to_owned(), OnceLock::new());
         let db = BlockDb { db, path, names, damage: Damage::Stops, read_only: true };
-        db.learn_names();
+        db.learn_names(known)?;
         Ok(db)
     }
 
@@ -161,12 +169,12 @@ impl BlockDb {
 
     /// Opens the database; one whose log has a hole without what was in it. Blocks can be fetched again, and what lacks
     /// them can be named; a store that does not open serves nobody.
-    pub fn open_or_mend(path: &Path, budget: &Budget) -> Result<BlockDb, DbError> {
-        let damage = match Self::open(path, Damage::Stops, budget) {
+    pub fn open_or_mend(path: &Path, budget: &Budget, known: Option<Identity>) -> Result<BlockDb, DbError> {
+        let damage = match Self::open(path, Damage::Stops, budget, known) {
             Err(DbError::Damaged { detail, .. }) => detail,
             other => return other,
         };
-        let open = |damage| Self::open(path, damage, budget);
+        let open = |damage| Self::open(path, damage, budget, known);
         let db = open(Damage::IsPassedOver).or_else(|_| open(Damage::EndsTheLog))?;
         let (blocks, bytes) = db.recount()?;
         tracing::error!(
@@ -239,30 +247,81 @@ impl BlockDb {
     }
 
     fn bytes_of(&self, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error> {
-        let blocks = self.family(BLOCKS);
+        let mut failed = None;
         for row in self.rows_of(key) {
-            if let Some(found) = self.db.get_pinned_cf(blocks, row)? {
-                return Ok(Some(found));
+            match self.db.get_pinned_cf(self.family(BLOCKS), row) {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Ok(None)
+        failed.map_or(Ok(None), Err)
     }
 
     /// Where the block of a key may lie, the likeliest first: under its name, and in a database that an older build filled
-    /// also under its key.
+    /// also under its key. Before there are names nothing has one.
     fn rows_of<'k>(&self, key: &'k [u8]) -> impl Iterator<Item = Row<'k>> {
         let names = self.names.get();
         let older = names.map_or(Some(key), |names| names.older(key));
         names.map(|names| Row::Name(names.of(key))).into_iter().chain(older.map(Row::Key))
     }
 
-    /// Knows how blocks are named, if the database has the repo's identity. Where that cannot be read,
-    /// [`set_identity`](Self::set_identity) comes.
-    fn learn_names(&self) {
-        if let Ok(Some(identity)) = self.identity() {
-            let all_named = self.record(TOTALS, ALL_NAMED, |_| Some(())).is_ok_and(|found| found.is_some());
-            // Nobody else has it yet.
-            let _ = self.names.set(Names::new(identity, !all_named));
+    /// Finds out how blocks are named: by the identity that the database has, or else by the one that the repo is `known` to
+    /// have, if it fits what is there.
+    fn learn_names(&self, known: Option<Identity>) -> Result<(), DbError> {
+        let stored = match self.identity() {
+            Err(DbError::Damaged { .. }) if known.is_some() => None,
+            stored => stored?,
+        };
+        let first = self.first_row()?;
+        let Some(identity) = stored.or(known) else {
+            return match first.is_some_and(|row| names::is_name(&row)) {
+                true => Err(DbError::Foreign { path: self.path.clone() }),
+                false => Ok(()),
+            };
+        };
+        let marked = || self.record(TOTALS, ALL_NAMED, |_| Some(()));
+        // Where that cannot be read it only costs a second look.
+        let all_named = first.is_none() || matches!(marked(), Ok(Some(())));
+        let names = Names::new(identity, !all_named);
+        if stored.is_none() && !self.fits(&names)? {
+            return Err(DbError::Foreign { path: self.path.clone() });
+        }
+        // Whoever opens it is alone with it.
+        let _ = self.names.set(names);
+        Ok(())
+    }
+
+    /// The first row of the blocks.
+    fn first_row(&self) -> Result<Option<Vec<u8>>, DbError> {
+        let mut rows = self.db.raw_iterator_cf(self.family(BLOCKS));
+        rows.seek_to_first();
+        match rows.key() {
+            Some(row) => Ok(Some(row.to_vec())),
+            None => match rows.status() {
+                Ok(()) => Ok(None),
+                // There is something.
+                Err(error) if is_damage(&error) => Ok(Some(Vec::new())),
+                Err(error) => Err(self.failed(error)),
+            },
+        }
+    }
+
+    /// Whether a block that lies under a name has that name, if any can be read.
+    fn fits(&self, names: &Names) -> Result<bool, DbError> {
+        let mut rows = self.db.raw_iterator_cf(self.family(BLOCKS));
+        rows.seek_to_first();
+        while let Some((row, data)) = rows.item() {
+            if names::is_name(row)
+                && let Some(key) = names::key_of(row, data)
+            {
+                return Ok(names.of(&key)[..] == *row);
+            }
+            rows.next();
+        }
+        match rows.status() {
+            Err(error) if !is_damage(&error) => Err(self.failed(error)),
+            _ => Ok(true),
         }
     }
 
@@ -357,25 +416,27 @@ impl BlockDb {
     }
 
     /// The repo's identity, once it has one.
-    pub fn identity(&self) -> Result<Option<[u8; 16]>, DbError> {
+    pub fn identity(&self) -> Result<Option<Identity>, DbError> {
         self.record(TOTALS, IDENTITY, |bytes| bytes.try_into().ok())
     }
 
-    /// Writes the repo's identity durably. Before that no block can be put.
-    pub fn set_identity(&self, identity: &[u8; 16]) -> Result<(), DbError> {
+    /// Writes the repo's identity durably. Blocks can be put from then on.
+    pub fn set_identity(&self, identity: &Identity) -> Result<(), DbError> {
         let mut batch = WriteBatch::default();
         batch.put_cf(self.family(TOTALS), IDENTITY, identity);
-        let mut blocks = self.db.raw_iterator_cf(self.family(BLOCKS));
-        blocks.seek_to_first();
-        // An error says that there is something.
-        if !blocks.valid() && blocks.status().is_ok() {
+        if self.first_row()?.is_none() {
             batch.put_cf(self.family(TOTALS), ALL_NAMED, []);
         }
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
         self.db.write_opt(batch, &synced).map_err(|e| self.failed(e))?;
-        self.learn_names();
-        Ok(())
+        if self.names.get().is_none() { self.learn_names(None) } else { Ok(()) }
+    }
+
+    /// How many rows of blocks there are.
+    #[cfg(test)]
+    pub fn rows(&self) -> usize {
+        self.db.iterator_cf(self.family(BLOCKS), rocksdb::IteratorMode::Start).count()
     }
 
     /// Copies the database as of now to `path`, which must not be there; links files where it can.
@@ -404,8 +465,8 @@ impl BlockDb {
 
 impl Changes<'_> {
     pub fn put_block(&mut self, key: &[u8], data: &[u8]) {
-        let row = self.db.rows_of(key).next().expect("a name, or the key");
-        self.batch.put_cf(self.db.family(BLOCKS), row, data);
+        let names = self.db.names.get().expect("a database has an identity before blocks are put");
+        self.batch.put_cf(self.db.family(BLOCKS), names.of(key), data);
     }
 
     pub fn delete_block(&mut self, key: &[u8]) {
@@ -479,7 +540,8 @@ fn family_options(name: &str, budget: &Budget) -> Options {
     table.set_bloom_filter(10.0, false);
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
-    options.set_compression_type(DBCompressionType::None);
+    // Hashes cannot be made shorter, but half of a row is none: a sixth of a table of keys, a quarter of one of blocks.
+    options.set_compression_type(DBCompressionType::Lz4);
     options.set_write_buffer_size(budget.buffer());
     options.set_max_write_buffer_number(BUFFERS);
     options.set_level_zero_file_num_compaction_trigger(UNSORTED);

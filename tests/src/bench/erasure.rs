@@ -4,11 +4,11 @@
 //! acknowledged. Alone: the library's encoder, made once, codes the same bytes, which lie in memory, and throws the
 //! parity away; shard by shard as its documentation shows, which is what the bound is about. Told beside: the columns in
 //! which it is fastest, and what the machine can do, since two bytes of parity are hashed and stored for each byte of data:
-//! all cores code in columns and hash the parity, which lies in memory, and store nothing. Where that is below the bound,
-//! nobody who hashes parity can keep it; then the line says so, and a share of that rate is asked for. On two cores with
-//! AVX-512 it is 0.5 of the codec's rate on one.
+//! all cores code in columns, hash the parity and write it to a file, and do nothing else. Where that is below the bound,
+//! nobody who stores parity can keep it, and the line says so; a share of that rate is asked for in any case.
 
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -27,7 +27,7 @@ const SHARDS: (u8, u8) = (10, 20);
 const DATA_MIB: u64 = 512;
 /// Share of the codec's own rate that is asked for,
 const TIMES: f64 = 0.7;
-/// and of what the machine can do without storing anything.
+/// and of what the machine can do.
 const SHARE: f64 = 0.5;
 /// Runs of each; the middle one counts.
 const ROUNDS: usize = 3;
@@ -35,25 +35,25 @@ const ROUNDS: usize = 3;
 pub(super) fn run(report: &mut Report) {
     let source = Source::make(DATA_MIB);
     let (mut ours, mut alone, mut columns, mut cpu) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut hashed = Vec::new();
+    let mut roof = Vec::new();
     for _ in 0..ROUNDS {
         alone.push(library(&source, MIB as usize));
         columns.push(library(&source, COLUMN));
-        hashed.push(coded_and_hashed(&source));
+        roof.push(coded_hashed_and_written(&source));
         let (seconds, spent) = pipeline(&source);
         ours.push(seconds);
         cpu.push(spent);
     }
     let rate = |seconds: Vec<f64>| source.mib() / median(seconds);
-    let (value, alone, columns, hashed) = (rate(ours), rate(alone), rate(columns), rate(hashed));
-    let bound = match hashed < TIMES * alone {
+    let (value, alone, columns, roof) = (rate(ours), rate(alone), rate(columns), rate(roof));
+    let bound = match roof < TIMES * alone {
         true => Bound::RatioBeyond(TIMES),
         false => Bound::RatioAtLeast(TIMES),
     };
     for (rate, name, bound) in [
         (alone, "codec alone", bound),
         (columns, "in columns", Bound::None),
-        (hashed, "with hash, cores", Bound::RatioAtLeast(SHARE)),
+        (roof, "code+hash+copy", Bound::RatioAtLeast(SHARE)),
     ] {
         report.line(Line {
             name: "parity 10+20, whole pipeline",
@@ -114,11 +114,13 @@ fn library(source: &Source, column: usize) -> f64 {
     seconds
 }
 
-/// Seconds in which all cores code as many bytes in columns and hash the parity.
-fn coded_and_hashed(source: &Source) -> f64 {
+/// Seconds in which all cores code as many bytes in columns, hash the parity, and write it to a file.
+fn coded_hashed_and_written(source: &Source) -> f64 {
     let (k, m) = (usize::from(SHARDS.0), usize::from(SHARDS.1));
     let stripes = source.bytes / (k as u64 * MIB);
     let (next, ready) = (AtomicU64::new(0), Barrier::new(floor::cores() + 1));
+    let stored = tempfile::tempfile().expect("a file for the parity");
+    process::have_memory(3 * source.bytes);
     let work = || {
         let mut stripe = vec![0; k * MIB as usize];
         let mut parity = vec![0; m * MIB as usize];
@@ -126,7 +128,11 @@ fn coded_and_hashed(source: &Source) -> f64 {
         file.read_exact(&mut stripe).expect("the source is read");
         let mut coder = ReedSolomonEncoder::new(k, m, COLUMN).expect("a coder");
         ready.wait();
-        while next.fetch_add(1, Ordering::Relaxed) < stripes {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= stripes {
+                return;
+            }
             for at in (0..MIB as usize).step_by(COLUMN) {
                 coder.reset(k, m, COLUMN).expect("the same shape");
                 for shard in stripe.chunks(MIB as usize) {
@@ -139,6 +145,7 @@ fn coded_and_hashed(source: &Source) -> f64 {
             }
             let messages: Vec<&[u8]> = parity.chunks(MIB as usize).collect();
             std::hint::black_box(hash::sha256_all(&messages));
+            stored.write_all_at(&parity, number * parity.len() as u64).expect("the parity is written");
         }
     };
     std::thread::scope(|scope| {

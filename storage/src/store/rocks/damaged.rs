@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use super::super::identity::Identity;
 use super::{BlockDb, Budget, Damage};
 use crate::db::DbError;
 
@@ -31,13 +32,13 @@ impl BlockDb {
 
     /// Opens the database as [`open_or_mend`](Self::open_or_mend) does; one with a damaged table so that this stops
     /// nobody.
-    pub fn open_any(path: &Path, budget: &Budget) -> Result<BlockDb, DbError> {
-        let db = Self::open_or_mend(path, budget)?;
+    pub fn open_any(path: &Path, budget: &Budget, known: Option<Identity>) -> Result<BlockDb, DbError> {
+        let db = Self::open_or_mend(path, budget, known)?;
         if !db.is_stopped_by_damage() || !Self::is_damaged(path) {
             return Ok(db);
         }
         drop(db);
-        Self::open(path, Damage::IsPassedOver, budget)
+        Self::open(path, Damage::IsPassedOver, budget, known)
     }
 
     /// Removes all files of a database that is not open, whatever state they are in, and keeps the directory.

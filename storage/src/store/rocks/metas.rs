@@ -45,7 +45,8 @@ impl Blocks<'_> {
         while let Some((row, data)) = self.rows.item().filter(|(row, _)| row.starts_with(&head)) {
             match key_of(row, data) {
                 Some(key) => self.together.push(key),
-                None => tracing::error!("a block was lost: its bytes and what was known of it are damaged"),
+                // Only its hash could name it. Whoever needs it finds out.
+                None => tracing::error!("the bytes of a block are not those of any that could lie there"),
             }
             self.rows.next();
         }

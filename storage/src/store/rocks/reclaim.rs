@@ -39,7 +39,7 @@ impl BlockDb {
     }
 
     /// Drops the records of deleted blocks and every blob file that is wholly dead, of what is flushed. Costs a rewriting
-    /// of the keys, about 100 bytes a block; reads and writes go on.
+    /// of the keys, some seventy bytes a block; reads and writes go on.
     pub fn settle(&self) -> Result<(), StoreError> {
         [META, BLOCKS].into_iter().try_for_each(|family| self.compact(family))
     }

@@ -26,6 +26,8 @@ const ASIDE: u8 = 0x40;
 const SIZE_LEN: u8 = 4;
 /// Bits of either.
 const TWO_BITS: u8 = 0b11;
+/// Bits that are not set, until a later build gives them a meaning.
+const UNUSED: u8 = 0b1100;
 /// Most bytes of a record: the first, the size, and the generation.
 const MOST: usize = 1 + TWO_BITS as usize + size_of::<u64>();
 /// Bytes of an older build's record before the generation: size, class, and whether it is put aside.
@@ -55,6 +57,9 @@ impl Meta {
         let first = *bytes.first()?;
         if first & SHORT == 0 {
             return Self::decode_older(bytes);
+        }
+        if first & UNUSED != 0 {
+            return None;
         }
         let (size, generation) = bytes[1..].split_at_checked(usize::from(first >> SIZE_LEN & TWO_BITS))?;
         Some(Meta {
@@ -148,13 +153,14 @@ mod tests {
         let meta = Meta { size: 4096, class: Class::Hosted, quarantined: true, generation: 300 };
         assert_eq!(Meta::decode(&older), Some(meta));
         assert_eq!(Meta::decode(&older[..OLDER_HEAD]).map(|meta| meta.generation), Some(0));
-        let nonsense: [&[u8]; 7] = [
+        let nonsense: [&[u8]; 8] = [
             &[],
             &[0, 0, 1],
             &[0, 0, 0x10, 0, 0, 2],
             &[0, 0, 0x10, 0, 9, 0],
             &[1, 0, 0x10, 0, 0, 0],
             &[SHORT | 3 << SIZE_LEN, 1, 2],
+            &[SHORT | 1 << SIZE_LEN | 4, 1, 2],
             &[SHORT, 1, 2, 3, 4, 5, 6, 7, 8, 9],
         ];
         assert!(nonsense.iter().all(|bytes| Meta::decode(bytes).is_none()));

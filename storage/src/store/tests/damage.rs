@@ -156,3 +156,108 @@ fn a_lost_blob_file_loses_its_blocks_and_no_others() {
     assert!(matches!(store.get(&first.0), Err(StoreError::Corrupt { .. })));
     assert_eq!(store.get(&second.0).unwrap(), Some(second.1));
 }
+
+/// Flips a bit in every table that has `part` in it.
+fn rot_tables(dir: &Path, part: &[u8]) {
+    let tables = std::fs::read_dir(dir.join("blocks")).unwrap().map(|entry| entry.unwrap().path());
+    let mut hit = 0;
+    for path in tables.filter(|path| path.extension().is_some_and(|ending| ending == "sst")) {
+        let mut bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(part.len()).position(|window| window == part) {
+            bytes[at] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            hit += 1;
+        }
+    }
+    assert!(hit > 0, "it is in a table");
+}
+
+/// The totals and the identity are in one small table: blocks are found and counted without it.
+#[test]
+fn a_lost_identity_is_that_of_the_state_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let blocks: Vec<_> = (0..9).map(|seed| block(seed, 3000)).collect();
+    put_all(&store, &blocks);
+    store.close().unwrap();
+    rot_tables(dir.path(), b"identity");
+    let reads = |store: &Store| {
+        for (cid, data) in &blocks {
+            assert_eq!(store.get(cid).unwrap().as_ref(), Some(data));
+        }
+    };
+    let whole = crash_copy(dir.path());
+    {
+        let (state, volumes) = readonly::open(whole.path(), &Budget::new(1)).unwrap();
+        assert!(blocks.iter().all(|(cid, data)| volumes.block(&key(cid)).unwrap().as_ref() == Some(data)));
+        drop((state, volumes));
+        let store = open(whole.path());
+        reads(&store);
+        assert_eq!(store.stat().unwrap().bytes, 27_000);
+        assert_eq!(store.verify(None, &mut |_| true).unwrap().damaged, 0);
+        assert_eq!(put_all(&store, &blocks).new_blocks, 0);
+        put_all(&store, &[block(77, 3000)]);
+        reopen(&store);
+        reads(&store);
+        drop(store);
+        reads(&open(whole.path()));
+    }
+    // Without the state nobody knows it; another's would find nothing.
+    let without = crash_copy(dir.path());
+    std::fs::remove_dir_all(without.path().join("state")).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    open(other.path()).close().unwrap();
+    let foreign = crash_copy(other.path());
+    std::fs::remove_dir_all(foreign.path().join("blocks")).unwrap();
+    std::fs::rename(crash_copy(dir.path()).path().join("blocks"), foreign.path().join("blocks")).unwrap();
+    for refused in [&without, &foreign] {
+        let error = Store::open(options(refused.path())).err().expect("refused");
+        assert!(
+            matches!(&error, StoreError::Db(DbError::Foreign { .. } | DbError::Damaged { .. })),
+            "{error}"
+        );
+        let read_only = readonly::open(refused.path(), &Budget::new(1)).err().expect("refused");
+        assert!(matches!(&read_only, StoreError::Db(_)), "{read_only}");
+    }
+    std::fs::remove_dir_all(without.path().join("state")).unwrap();
+    std::fs::create_dir(without.path().join("state")).unwrap();
+    for entry in std::fs::read_dir(dir.path().join("state")).unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), without.path().join("state").join(entry.file_name())).unwrap();
+    }
+    reads(&open(without.path()));
+}
+
+/// Names are in the order of keys only as far as these differ in their first bytes; the listing must be all the same.
+#[test]
+fn blocks_whose_keys_begin_alike_are_listed_in_order_where_the_metadata_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let mut first: std::collections::HashMap<Vec<u8>, u64> = std::collections::HashMap::new();
+    let mut blocks: Vec<_> = (0..20).map(|seed| block(seed, 2000)).collect();
+    for seed in 0.. {
+        let data = Bytes::from(format!("{seed:02000}"));
+        let cid = hash::cid_v1(hash::RAW, &data);
+        if let Some(other) = first.insert(key(&cid)[..6].to_vec(), seed) {
+            let data = [seed, other].map(|seed| Bytes::from(format!("{seed:02000}")));
+            blocks.extend(data.map(|data| (hash::cid_v1(hash::RAW, &data), data)));
+            if blocks.len() >= 24 {
+                break;
+            }
+        }
+    }
+    put_all(&store, &blocks);
+    store.close().unwrap();
+    let (table, at) = health::tables_of(&dir.path().join("blocks"), &blocks[0]).remove(0);
+    health::flip(&table, at);
+    let store = open(dir.path());
+    let mut expected: Vec<Vec<u8>> = blocks.iter().map(|(cid, _)| key(cid)).collect();
+    expected.sort();
+    let listed = |start: Option<&Cid>| {
+        let blocks = store.blocks(start, 100).unwrap();
+        blocks.iter().map(|block| key(&block.cid)).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(None), expected);
+    for (at, start) in expected.iter().enumerate() {
+        assert_eq!(listed(Some(&Shared::named(start))), expected[at..]);
+    }
+}

@@ -74,6 +74,11 @@ fn age(dir: &Path, blocks: &[(Cid, Bytes)]) {
     db.delete(b"named").unwrap();
 }
 
+/// Rows of blocks in each directory; those that take blocks first.
+fn rows(store: &Store) -> Vec<usize> {
+    store.shared.db().unwrap().0.iter().map(|volume| volume.db.rows()).collect()
+}
+
 /// Blocks that an older build stored and such as come now are read, met again, put aside, healed and collected alike.
 #[test]
 fn blocks_under_their_keys_and_under_names_live_side_by_side() {
@@ -106,17 +111,40 @@ fn blocks_under_their_keys_and_under_names_live_side_by_side() {
     assert_eq!(store.stat().unwrap().quarantined_blocks, 2);
     put_all(&store, &[old[3].clone(), new[3].clone()]);
     reads(&store);
+    assert_eq!(rows(&store), [40], "what was healed has one row");
+    reopen(&store);
+    reads(&store);
+    store.close().unwrap();
+    let (state, volumes) = readonly::open(dir.path(), &Budget::new(1)).unwrap();
+    for (cid, data) in old.iter().chain(&new) {
+        assert_eq!(volumes.block(&key(cid)).unwrap().as_ref(), Some(data));
+    }
+    drop((state, volumes));
+    // Where the metadata cannot be read either kind of row tells what it is.
+    let whole = crash_copy(dir.path());
+    let (table, at) = health::tables_of(&whole.path().join("blocks"), &old[7]).remove(0);
+    health::flip(&table, at);
+    let damaged = open(whole.path());
+    reads(&damaged);
+    let mut all: Vec<Vec<u8>> = old.iter().chain(&new).map(|(cid, _)| key(cid)).collect();
+    all.sort();
+    let listed: Vec<_> = damaged.blocks(None, 100).unwrap().iter().map(|block| key(&block.cid)).collect();
+    assert_eq!(listed, all);
+    drop(damaged);
+    let store = open(dir.path());
     // Moved to another directory, all have names.
     store.add_directory(&dir.path().join("more")).unwrap();
     let own = store.directories().unwrap()[0].path.clone();
     store.drain_directory(&own, &mut |_, _| true).unwrap();
     reads(&store);
+    assert_eq!(rows(&store), [40, 0]);
     store.add_directory(&own).unwrap();
     let mut batch = store.state().batch();
     store.pin(&mut batch, &pin("kept", PinKind::Direct, old[0].0)).unwrap();
     store.state().commit(batch).unwrap();
     assert_eq!(store.gc().unwrap().freed_blocks, 39);
     assert_eq!(store.blocks(None, 9).unwrap().len(), 1);
+    assert_eq!(rows(&store).iter().sum::<usize>(), 1);
     assert_eq!(store.get(&old[0].0).unwrap().as_ref(), Some(&old[0].1));
 }
 

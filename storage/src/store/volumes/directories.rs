@@ -144,7 +144,7 @@ impl Store {
         let path = empty_directory(path)?;
         let id = 1 + known.iter().map(|(id, _)| *id).max().unwrap_or(OWN);
         let gone: Vec<DirectoryId> = same.map(|(id, _)| *id).collect();
-        let added = BlockDb::open(&path, Damage::Stops, &self.shared.budget.among(known.len() + 1))
+        let added = BlockDb::open(&path, Damage::Stops, &self.shared.budget.among(known.len() + 1), None)
             .map_err(StoreError::from)
             .and_then(|db| self.adopt(id, &path, db, &gone));
         if let Err(error) = added {

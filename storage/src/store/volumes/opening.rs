@@ -94,11 +94,14 @@ pub(in super::super) fn open_one(
 ) -> Result<Volume, StoreError> {
     let path = &directory.path;
     identity::check_before(state, path)?;
+    let known = identity::known(state)?;
     let db = match how {
-        How::Mending => BlockDb::open_any(path, budget)?,
-        How::Again(damaged) if damaged.contains(path) => BlockDb::open(path, Damage::IsPassedOver, budget)?,
-        How::Again(_) => BlockDb::open(path, Damage::Stops, budget)?,
-        How::ReadOnly => BlockDb::open_read_only(path, budget)?,
+        How::Mending => BlockDb::open_any(path, budget, known)?,
+        How::Again(damaged) if damaged.contains(path) => {
+            BlockDb::open(path, Damage::IsPassedOver, budget, known)?
+        }
+        How::Again(_) => BlockDb::open(path, Damage::Stops, budget, known)?,
+        How::ReadOnly => BlockDb::open_read_only(path, budget, known)?,
     };
     if *how == How::Mending {
         if let Err(error @ DbError::Damaged { .. }) = db.live() {
@@ -119,7 +122,7 @@ pub(in super::super) fn renew_spent(
 ) -> Result<(), StoreError> {
     for (id, directory) in all.iter_mut().filter(|(_, directory)| directory.state == State::Spent) {
         BlockDb::clear(&directory.path)?;
-        identity::adopt(state, &BlockDb::open(&directory.path, Damage::Stops, budget)?)?;
+        identity::adopt(state, &BlockDb::open(&directory.path, Damage::Stops, budget, None)?)?;
         let mut batch = state.batch();
         // The store's own has no row while it takes blocks.
         batch.delete(&DIRECTORIES, id)?;

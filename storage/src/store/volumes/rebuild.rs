@@ -3,7 +3,7 @@
 //! No compaction gets past such a table, so its database never gives space back again. RocksDB's own repair drops
 //! whole tables, and blob files with them. Here everything that can still be read is moved to a fresh database
 //! beside it, in the way a directory is emptied (see [`super::drain`]): each block is checked against its hash, what is
-//! lost is put aside and known to be, reads and writes go on, and a crash at any point leaves every block in one of the
+//! lost is put aside and known to be as far as its key can be told, reads and writes go on, and a crash at any point leaves every block in one of the
 //! two. Then the damaged database goes with its directory; the store's own is made anew at the next opening.
 
 use std::path::{Path, PathBuf};
