@@ -1,6 +1,7 @@
 //! Rot on the disk is found, not served, and healed.
 
 use super::*;
+use crate::db::DbError;
 
 /// Flips a bit of the stored bytes of a block, wherever in the files of the database they are.
 pub(super) fn rot(dir: &Path, data: &[u8]) {
