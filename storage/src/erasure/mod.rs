@@ -11,6 +11,8 @@
 //! * [`StripeRebuild`] gathers what can be had of one stripe, says when it is enough, and gives the lost blocks back,
 //!   each checked against its hash; it does no I/O, so the network code drives it as blocks arrive.
 //!   [`reconstruct`] is the same over a local source; [`regenerate`] makes lost parity again from whole data.
+//! * [`plan_local`] is for parity beside the content in one store: [`condition`] tells what is lost there and how much
+//!   more may be, [`mend`] brings back data and parity as far as it goes.
 //!
 //! Invariants:
 //!
@@ -24,11 +26,13 @@
 
 mod codec;
 mod encode;
+mod mend;
 mod plan;
 mod rebuild;
 
 pub use encode::{encode, regenerate};
-pub use plan::{Plan, plan};
+pub use mend::{Condition, Mended, condition, mend, mend_stripe};
+pub use plan::{Plan, plan, plan_local};
 pub use rebuild::{StripeRebuild, reconstruct};
 
 use cid::Cid;
@@ -130,6 +134,20 @@ pub enum ErasureError {
     /// Nothing to code.
     #[error("there is nothing to store: the content has no bytes outside its address")]
     Empty,
+    /// Parity that would be copies, for the store of the content itself.
+    #[error(
+        "1+{m} would be copies, and a store keeps each block once; choose at least 2 data shards, such as 2+1"
+    )]
+    Copies {
+        /// Parity shards.
+        m: u8,
+    },
+    /// One block, of which parity would be a copy, for the store of the content itself.
+    #[error(
+        "the content is the one block {0}, of which parity would be a copy, and a store keeps each block once; make \
+         parity of a directory with more in it, or add the file in smaller blocks (`btfs add --chunker size-N`)"
+    )]
+    Single(Cid),
     /// A stripe would not fit in memory.
     #[error(
         "{k}+{m} shards of {shard_len} bytes pass the {MAX_STRIPE_MEMORY} bytes that coding may take; choose fewer shards"

@@ -9,7 +9,7 @@ use multihash::Multihash;
 use super::codec::{Decoder, Loss, ShardBytes};
 use super::{ALIGN, ErasureError, StripeSpec};
 use crate::layout::Layout;
-use crate::{BlockSink, BlockSource, Bytes, hash};
+use crate::{BlockSink, BlockSource, Bytes, StoreError, hash};
 
 /// Gathers blocks of one stripe until the lost ones can be computed. Holds at most that stripe.
 ///
@@ -27,9 +27,9 @@ pub struct StripeRebuild {
 }
 
 /// Columns in which the same data shards are lost.
-struct Segment {
+pub(super) struct Segment {
     range: Range<usize>,
-    lost: Vec<usize>,
+    pub(super) lost: Vec<usize>,
 }
 
 impl StripeRebuild {
@@ -86,35 +86,38 @@ impl StripeRebuild {
         self.spec.parity.iter().enumerate().filter_map(here).collect()
     }
 
-    /// Where something is lost, cut so that within a segment each shard is either lost or whole.
+    /// [`segments`] of what is not here.
     fn segments(&self) -> Vec<Segment> {
-        // Per shard, the lost ranges widened to the codec's granularity.
-        let mut losses: Vec<(usize, Range<usize>)> = Vec::new();
-        for (i, shard) in self.spec.data.iter().enumerate() {
-            let mut start = 0;
-            for block in &shard.blocks {
-                let end = start + block.size as usize;
-                if !self.have.contains_key(block.cid.hash()) {
-                    losses.push((i, start / ALIGN * ALIGN..end.next_multiple_of(ALIGN)));
-                }
-                start = end;
-            }
+        segments(&self.spec, &|cid| self.have.contains_key(cid.hash()))
+    }
+
+    /// Offers what `source` has of the data, and as much of the parity as is needed then. What turns out damaged is as
+    /// good as absent.
+    pub fn gather(&mut self, source: &dyn BlockSource) -> Result<(), StoreError> {
+        let data: Vec<Cid> = self.spec.blocks().map(|block| block.cid).collect();
+        for cid in data {
+            self.offer_from(source, &cid)?;
         }
-        let mut cuts: Vec<usize> = losses.iter().flat_map(|(_, range)| [range.start, range.end]).collect();
-        cuts.sort_unstable();
-        cuts.dedup();
-        let mut lost: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (shard, range) in &losses {
-            let from = cuts.partition_point(|cut| *cut < range.start);
-            for cut in cuts[from..].iter().take_while(|cut| **cut < range.end) {
-                let shards = lost.entry(*cut).or_default();
-                if shards.last() != Some(shard) {
-                    shards.push(*shard);
-                }
+        for cid in self.spec.parity.clone() {
+            // More would only be read for nothing.
+            if self.ready() {
+                break;
             }
+            self.offer_from(source, &cid)?;
         }
-        let next = |cut: usize| cuts[cuts.partition_point(|other| *other <= cut)];
-        lost.into_iter().map(|(cut, lost)| Segment { range: cut..next(cut), lost }).collect()
+        Ok(())
+    }
+
+    fn offer_from(&mut self, source: &dyn BlockSource, cid: &Cid) -> Result<(), StoreError> {
+        if self.have.contains_key(cid.hash()) {
+            return Ok(());
+        }
+        match source.get(cid) {
+            Ok(Some(block)) => drop(self.offer(cid, block)),
+            Ok(None) | Err(StoreError::Corrupt { .. } | StoreError::NotInFile { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Computes every lost data block, each checked against its hash.
@@ -180,6 +183,50 @@ impl StripeRebuild {
     }
 }
 
+/// What is gathered.
+impl BlockSource for StripeRebuild {
+    fn get(&self, cid: &Cid) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.have.get(cid.hash()).cloned())
+    }
+    fn has(&self, cid: &Cid) -> Result<bool, StoreError> {
+        Ok(self.have.contains_key(cid.hash()))
+    }
+    fn block_size(&self, cid: &Cid) -> Result<Option<u64>, StoreError> {
+        Ok(self.have.get(cid.hash()).map(|block| block.len() as u64))
+    }
+}
+
+/// Where something is lost of a stripe, cut so that within a segment each shard is either lost or whole.
+pub(super) fn segments(spec: &StripeSpec, is_here: &dyn Fn(&Cid) -> bool) -> Vec<Segment> {
+    // Per shard, the lost ranges widened to the codec's granularity.
+    let mut losses: Vec<(usize, Range<usize>)> = Vec::new();
+    for (i, shard) in spec.data.iter().enumerate() {
+        let mut start = 0;
+        for block in &shard.blocks {
+            let end = start + block.size as usize;
+            if !is_here(&block.cid) {
+                losses.push((i, start / ALIGN * ALIGN..end.next_multiple_of(ALIGN)));
+            }
+            start = end;
+        }
+    }
+    let mut cuts: Vec<usize> = losses.iter().flat_map(|(_, range)| [range.start, range.end]).collect();
+    cuts.sort_unstable();
+    cuts.dedup();
+    let mut lost: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (shard, range) in &losses {
+        let from = cuts.partition_point(|cut| *cut < range.start);
+        for cut in cuts[from..].iter().take_while(|cut| **cut < range.end) {
+            let shards = lost.entry(*cut).or_default();
+            if shards.last() != Some(shard) {
+                shards.push(*shard);
+            }
+        }
+    }
+    let next = |cut: usize| cuts[cuts.partition_point(|other| *other <= cut)];
+    lost.into_iter().map(|(cut, lost)| Segment { range: cut..next(cut), lost }).collect()
+}
+
 /// Rebuilds `missing` blocks of a layout from what `source` still has, and puts them, with whatever else of their
 /// stripes was lost, into `sink`. Gives the number of blocks that were rebuilt. One stripe is in memory at a time.
 ///
@@ -200,17 +247,9 @@ pub fn reconstruct(
     stripes.dedup();
     let mut rebuilt = 0;
     for stripe in stripes {
-        let mut gather = StripeRebuild::new(layout.stripes()[stripe].clone());
-        for cid in gather.wanted() {
-            // Parity beyond what is needed would only be read for nothing.
-            if gather.ready() && gather.spec().parity.contains(&cid) {
-                break;
-            }
-            if let Some(data) = source.get(&cid)? {
-                gather.offer(&cid, data);
-            }
-        }
-        for (cid, data) in gather.finish()? {
+        let mut lost = StripeRebuild::new(layout.stripes()[stripe].clone());
+        lost.gather(source)?;
+        for (cid, data) in lost.finish()? {
             sink.put(&cid, data)?;
             rebuilt += 1;
         }

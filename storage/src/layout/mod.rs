@@ -18,6 +18,7 @@ mod wire;
 
 pub use placement::{MAX_COPIES, Redundancy};
 pub use wire::LayoutRoot;
+pub(crate) use wire::check_describable;
 
 use cid::Cid;
 

@@ -91,6 +91,18 @@ pub(super) fn encode(
     Ok(all)
 }
 
+/// Refuses shards that surely take more than [`MAX_PAGES`] pages to describe, before anything is read or coded.
+pub(crate) fn check_describable(shards: &[Shard], k: u8, m: u8) -> Result<(), LayoutError> {
+    // Length and size go with each CID, a digest with each parity block.
+    let blocks = shards.iter().flat_map(|shard| &shard.blocks).map(|block| block.cid.encoded_len() + 5);
+    let stripes = shards.len().div_ceil(usize::from(k));
+    let least = (blocks.sum::<usize>() + stripes * usize::from(m) * 32).div_ceil(PAGE_TARGET);
+    match least > MAX_PAGES {
+        true => Err(LayoutError::TooLarge { what: format!("at least {least} pages of at most {MAX_PAGES}") }),
+        false => Ok(()),
+    }
+}
+
 /// A value as a DAG-CBOR block.
 fn block<T: Serialize>(value: &T) -> Result<(Cid, Bytes), LayoutError> {
     let bytes = serde_ipld_dagcbor::to_vec(value)
