@@ -24,6 +24,7 @@ pub mod ledger;
 pub mod market;
 pub mod network;
 pub mod object;
+pub mod parity;
 pub mod pins;
 pub mod refs;
 pub mod repo;
@@ -54,6 +55,7 @@ pub fn routes() -> Router<Arc<Node>> {
     let router = market::routes(router);
     let router = torrent::routes(router);
     let router = pins::routes(router);
+    let router = parity::routes(router);
     repo::routes(router)
 }
 

@@ -209,7 +209,7 @@ pub async fn pin_remove(node: &Arc<Node>, reference: &str) -> Answered<PinInfo> 
     }
 }
 
-async fn resolve_here(node: &Arc<Node>, reference: &str) -> Result<Cid, ApiError> {
+pub(super) async fn resolve_here(node: &Arc<Node>, reference: &str) -> Result<Cid, ApiError> {
     let reference = parse_content(reference)?;
     Retriever::local(node.clone())
         .resolve(&reference, &[], &Progress::default())

@@ -159,7 +159,7 @@ impl StoreAdd {
 }
 
 /// `4+8` as numbers.
-fn parse_redundancy(text: &str) -> anyhow::Result<(u8, u8)> {
+pub(super) fn parse_redundancy(text: &str) -> anyhow::Result<(u8, u8)> {
     let parts =
         text.split_once('+').and_then(|(k, m)| Some((k.trim().parse().ok()?, m.trim().parse().ok()?)));
     parts.with_context(|| format!("`{text}` is no redundancy: write data and parity parts, such as 4+8"))

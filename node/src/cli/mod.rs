@@ -24,6 +24,7 @@ mod market;
 mod money;
 mod network;
 mod object;
+mod parity;
 mod pin;
 mod progress;
 mod repo;
@@ -98,6 +99,9 @@ enum Command {
     /// The local store.
     #[command(subcommand)]
     Repo(repo::RepoCommand),
+    /// Parity beside what is stored here, which brings back what rots.
+    #[command(subcommand)]
+    Parity(parity::Parity),
     /// Rent space from hosts.
     #[command(subcommand)]
     Store(market::Store),
@@ -221,6 +225,7 @@ async fn run(context: &Context, command: Command) -> anyhow::Result<()> {
         Command::Object(command) => command.run(context).await,
         Command::Filestore(command) => command.run(context).await,
         Command::Repo(command) => command.run(context).await,
+        Command::Parity(command) => command.run(context).await,
         Command::Store(command) => command.run(context).await,
         Command::Host(command) => command.run(context).await,
         Command::Market(command) => command.run(context).await,

@@ -28,6 +28,7 @@ mod repair;
 mod sink;
 pub mod torrent;
 
+pub(crate) use parity::Overlay;
 pub use parity::{LAYOUT_TABLE, LayoutRequest, LayoutResponse, known_layouts, layout_row, remember_layout};
 pub use reference::{BadReference, Reference};
 pub use repair::repair;

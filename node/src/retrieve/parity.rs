@@ -21,8 +21,8 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::RetrieveError;
 use crate::node::Node;
 
-/// (root's multihash, layout's CID): the layouts of what this node rents or hosts. Several of one root are possible,
-/// and not all need to be true: renters choose what hosts hold.
+/// (root's multihash, layout's CID): the layouts of what this node rents, hosts or made parity of. Several of one root are
+/// possible, and not all need to be true: renters choose what hosts hold.
 pub const LAYOUT_TABLE: Table<(Vec<u8>, String), ()> = Table::new("layouts");
 
 /// Layouts of one root that are named, kept in mind or tried.
@@ -286,9 +286,9 @@ impl Parity {
 }
 
 /// The store, and above it blocks that are only held for a moment.
-struct Overlay {
-    store: Store,
-    fetched: HashMap<Vec<u8>, Bytes>,
+pub(crate) struct Overlay {
+    pub store: Store,
+    pub fetched: HashMap<Vec<u8>, Bytes>,
 }
 
 impl BlockSource for Overlay {

@@ -43,7 +43,8 @@ const MARKET_PROTOCOLS: [(&str, usize, usize); 3] = [
 
 /// The tables of all crates, and of this one.
 pub fn tables() -> Vec<&'static str> {
-    let mut tables = vec![LAYOUT_TABLE.name(), announce::HOSTED_TABLE.name()];
+    let mut tables =
+        vec![LAYOUT_TABLE.name(), crate::parity::COPIES_TABLE.name(), announce::HOSTED_TABLE.name()];
     tables.extend(btfs_p2p::TABLES);
     tables.extend(btfs_bittorrent::records::TABLES);
     tables.extend(btfs_ledger::TABLES);
