@@ -21,6 +21,7 @@ mod inputs;
 mod kubo;
 mod market;
 mod orders;
+mod parity;
 mod pins;
 mod resume;
 mod sealed;

@@ -1,5 +1,6 @@
 //! Files by content: `get`, `cat`, `ls`.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use btfs_storage::read::{self, Kind, Outward, Packing};
-use btfs_storage::{Cid, Class, Pin, PinKind};
+use btfs_storage::read::{self, Kind, Outward, Packing, ReadError};
+use btfs_storage::{Cid, Class, Ingest, Pin, PinKind, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::api::call::{Answered, ApiError, Progress, route};
@@ -191,16 +192,41 @@ async fn get(node: Arc<Node>, request: GetRequest, progress: Progress) -> Answer
         retriever = retriever.with_timeout(Duration::from_secs(seconds.max(1)));
     }
     let cid = retriever.resolve(&reference, &request.peers, &progress).await.map_err(retrieve_error)?;
-    let pin = request.pin.then(|| own_pin(cid, None, PinKind::Recursive));
-    let fetched = retriever.whole(&cid, pin, &progress).await.map_err(retrieve_error)?;
+    let (mut blocks_fetched, mut leaves_from_parity, mut damaged) = (0, 0, HashSet::new());
+    let size = loop {
+        let pin = request.pin.then(|| own_pin(cid, None, PinKind::Recursive));
+        let fetched = retriever.whole(&cid, pin, &progress).await.map_err(retrieve_error)?;
+        blocks_fetched += fetched.from_network;
+        leaves_from_parity += fetched.from_parity;
+        let name = name_in_archive(&reference, &cid);
+        match write_out(&node, &retriever, cid, name, &request, fetched.lease, &progress).await? {
+            Ok(size) => break size,
+            // It was put aside, so that it is had anew now.
+            Err(ReadError::Store(StoreError::Corrupt { cid })) if damaged.insert(cid) => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
+    if request.pin {
+        announce(&node, cid).await;
+    }
+    Ok(Got { cid: cid.to_string(), path: target, size, blocks_fetched, leaves_from_parity })
+}
+
+/// Writes what is here into the file system; bytes of content. On an error there is nothing.
+async fn write_out(
+    node: &Node,
+    retriever: &Retriever,
+    cid: Cid,
+    name: String,
+    request: &GetRequest,
+    lease: Ingest,
+    progress: &Progress,
+) -> Answered<Result<u64, ReadError>> {
     let outward = request.symlinks;
-    let packing = packing(&retriever, &cid, request.archive, request.compress, request.compression_level);
+    let packing = packing(retriever, &cid, request.archive, request.compress, request.compression_level);
     let packing = packing.await?.map(|packing| Packing { outward, ..packing });
-    let name = name_in_archive(&reference, &cid);
-    let store = node.store.clone();
-    let path = target.clone();
-    let lease = fetched.lease;
-    let size = tokio::task::spawn_blocking(move || {
+    let (store, path, progress) = (node.store.clone(), request.target.clone(), progress.clone());
+    let write = move || {
         let mut size = 0;
         let mut step = |bytes| {
             size = bytes;
@@ -212,18 +238,8 @@ async fn get(node: Arc<Node>, request: GetRequest, progress: Progress) -> Answer
         };
         drop(lease);
         written.map(|()| size)
-    })
-    .await??;
-    if request.pin {
-        announce(&node, cid).await;
-    }
-    Ok(Got {
-        cid: cid.to_string(),
-        path: target,
-        size,
-        blocks_fetched: fetched.from_network,
-        leaves_from_parity: fetched.from_parity,
-    })
+    };
+    Ok(tokio::task::spawn_blocking(write).await?)
 }
 
 /// How content is packed that is asked for so; `None` if it is not to be packed.

@@ -12,7 +12,8 @@ use crate::api::call::{Answered, ApiError, Progress, route};
 use crate::call;
 use crate::calls::absolute;
 use crate::node::Node;
-use crate::retrieve::repair;
+use crate::parity::{self, Repaired};
+use crate::retrieve::{RetrieveError, repair};
 
 /// Incomplete pins told in one answer; more are counted.
 const INCOMPLETE: usize = 1000;
@@ -109,7 +110,8 @@ call!(GcRequest => GcAnswer, "repo/gc");
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VerifyRequest {
-    /// Build databases with damaged tables anew, and fetch what is damaged or lacking from the networks.
+    /// Build databases with damaged tables anew, rebuild what is damaged or lacking from parity that is here, and fetch the
+    /// rest from the networks.
     pub repair: bool,
     /// At most so many bytes a second; absent: as fast as it goes.
     pub bytes_per_second: Option<u64>,
@@ -132,6 +134,8 @@ pub struct VerifyAnswer {
     pub damaged_directories: Vec<PathBuf>,
     /// Those that were built anew.
     pub rebuilt: Vec<Rebuilt>,
+    /// Blocks that were rebuilt from parity that is here, lost parity included.
+    pub blocks_from_parity: u64,
     /// Pins that lack blocks, at most a thousand of them.
     pub incomplete: Vec<IncompletePin>,
     /// How many there are.
@@ -257,7 +261,7 @@ pub async fn gc(node: &Node, request: GcRequest, progress: Progress) -> Answered
     })
 }
 
-/// Reads and hashes everything, names what lacks something, and fetches that if asked to.
+/// Reads and hashes everything, names what lacks something, and rebuilds or fetches that if asked to.
 pub async fn verify(node: Arc<Node>, request: VerifyRequest, progress: Progress) -> Answered<VerifyAnswer> {
     if request.bytes_per_second == Some(0) {
         return Err(ApiError::bad("a rate of 0 bytes a second would never end; leave it out for no limit"));
@@ -273,14 +277,12 @@ pub async fn verify(node: Arc<Node>, request: VerifyRequest, progress: Progress)
             repaired: false,
             error: None,
         };
-        if request.repair
-            && let Err(offline) = node.host()
-        {
-            told.error = Some(offline.message);
-        } else if request.repair {
-            match repair(&node, &found.pin.id, &progress).await {
-                Ok(()) => told.repaired = true,
-                Err(error) => told.error = Some(error.to_string()),
+        if request.repair {
+            // It may be whole already, by parity.
+            match (repair(&node, &found.pin.id, &progress).await, node.host()) {
+                (Ok(()), _) => told.repaired = true,
+                (Err(RetrieveError::Offline { .. }), Err(offline)) => told.error = Some(offline.message),
+                (Err(error), _) => told.error = Some(error.to_string()),
             }
         }
         answer.repaired_pins += u64::from(told.repaired);
@@ -313,6 +315,11 @@ fn look_through(
             incomplete.push(found);
         }
     })?;
+    let blocks_from_parity = match request.repair && !progress.is_unheard() {
+        // What it could not do is told by the pins that still lack something.
+        true => parity::mend(store, &parity::layouts(store)?, progress).0.iter().map(Repaired::blocks).sum(),
+        false => 0,
+    };
     let answer = VerifyAnswer {
         blocks_checked: verified.checked,
         bytes_checked: verified.bytes,
@@ -321,6 +328,7 @@ fn look_through(
         blocks_reindexed: verified.reindexed,
         damaged_directories: store.damaged_directories()?,
         rebuilt,
+        blocks_from_parity,
         incomplete: Vec::new(),
         incomplete_pins,
         repaired_pins: 0,

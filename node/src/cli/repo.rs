@@ -32,8 +32,8 @@ pub enum RepoCommand {
     },
     /// Read and hash everything; name what is damaged and which pins lack it.
     Verify {
-        /// Build databases with damaged tables anew, which takes as much space again for a while, and fetch what is
-        /// damaged or lacking from the networks, if a daemon runs.
+        /// Build databases with damaged tables anew, which takes as much space again for a while; rebuild what is damaged or
+        /// lacking from the parity that is here (`btfs parity make`), and fetch the rest from the networks, if a daemon runs.
         #[arg(long)]
         repair: bool,
         /// At most so many bytes a second, such as 50MiB.
@@ -206,6 +206,9 @@ fn verified(answer: &VerifyAnswer) -> String {
     }
     if answer.blocks_reindexed > 0 {
         text += &format!("; {} index entries were damaged and are written anew", answer.blocks_reindexed);
+    }
+    if answer.blocks_from_parity > 0 {
+        text += &format!("; {} were rebuilt from parity", answer.blocks_from_parity);
     }
     for Rebuilt { path, bytes, .. } in &answer.rebuilt {
         text += &format!(

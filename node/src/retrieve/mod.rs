@@ -2,7 +2,8 @@
 //!
 //! Whatever is asked for, the local store answers first. What is missing is wanted from every peer that may have
 //! it: the connected ones and, as the DHT finds them, the providers of the root. Blocks that nobody gives are
-//! rebuilt from parity once a provider told the layout. Nothing is stored or shown before it matched its hash.
+//! rebuilt from parity once a provider told the layout; without a network, from parity that was made here. Nothing is
+//! stored or shown before it matched its hash.
 //!
 //! * [`Reference`] is what people paste.
 //! * [`Retriever`] is a view on one node: paths, listings, content, whole DAGs.
@@ -14,12 +15,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use btfs_storage::read::{self, AheadReader, Blocks, DirEntry, ReadError, Stat};
-use btfs_storage::{BlockSource, Bytes, Cid, Class, Ingest, Ingested, Pin, StoreError};
+use btfs_storage::{BlockSource, Bytes, Cid, Class, Ingest, Ingested, Pin, Store, StoreError};
 use futures::stream::{BoxStream, StreamExt};
 use tokio::sync::OnceCell;
 
 use crate::api::call::Progress;
 use crate::node::Node;
+use crate::parity as local;
 
 mod fetch;
 mod parity;
@@ -191,10 +193,10 @@ impl Retriever {
             other => other.map(|_| None)?,
         };
         let fetched = match self.fetch(cid, *cid).await {
-            Ok(fetch) => fetch.block(*cid).await,
-            Err(error) => Err(error),
+            Ok(fetch) => fetch.block(*cid).await.map(|(block, _)| block),
+            Err(error) => self.mended(*cid).await.ok_or(error),
         };
-        fetched.map(|(block, _)| block).map_err(|error| or_moved(error, moved))
+        fetched.map_err(|error| or_moved(error, moved))
     }
 
     /// A reader of a file, which is fetched a bounded number of bytes ahead.
@@ -225,14 +227,14 @@ impl Retriever {
         let class = if pin.is_some() { Class::Own } else { Class::Cache };
         // Before the walk: what it finds, and what is fetched later, is protected from now on.
         let lease = self.node.store.ingest(class)?;
-        let (lease, here) = self.keep_local(root, lease).await?;
+        let (lease, here, from_parity) = self.keep_mended(root, lease, progress).await?;
         let (lacks, moved) = match here {
             Here::Whole => {
                 let lease = match pin {
                     Some(pin) => self.pin_kept(pin, lease).await?,
                     None => lease,
                 };
-                return Ok(Fetched { from_network: 0, from_parity: 0, lease });
+                return Ok(Fetched { from_network: 0, from_parity, lease });
             }
             Here::InPart(lacks) => (lacks, None),
             Here::Moved(lacks, error) => (lacks, Some(error)),
@@ -251,6 +253,29 @@ impl Retriever {
             })
             .await?;
         Ok(Fetched { from_network, from_parity, lease })
+    }
+
+    /// [`keep_local`](Self::keep_local) after what is lost was rebuilt from parity that was made here, as far as that
+    /// goes; also how many blocks were. With a network that is left to the fetch, which asks for them meanwhile.
+    async fn keep_mended(
+        &self,
+        root: &Cid,
+        lease: Ingest,
+        progress: &Progress,
+    ) -> Result<(Ingest, Here, u64), RetrieveError> {
+        let (mut lease, mut here) = self.keep_local(root, lease).await?;
+        let mut mended = 0;
+        while let Here::InPart(lacks) | Here::Moved(lacks, _) = &here
+            && self.node.host().is_err()
+        {
+            let (lacks, progress) = (*lacks, progress.clone());
+            match self.by_parity(move |store| local::mend_around(store, &lacks, &progress)).await {
+                Some(blocks) if blocks > 0 => mended += blocks,
+                _ => break,
+            }
+            (lease, here) = self.keep_local(root, lease).await?;
+        }
+        Ok((lease, here, mended))
     }
 
     /// Protects what is here of a DAG; tells how much of it that is.
@@ -331,11 +356,38 @@ impl Retriever {
 
     /// Fetches a missing node of `root` and keeps it in the cache.
     pub async fn cache(&self, root: &Cid, missing: Cid) -> Result<(), RetrieveError> {
+        if self.mended(missing).await.is_some() {
+            return Ok(());
+        }
         let (block, _) = self.fetch(root, missing).await?.block(missing).await?;
         let sink = Sink::start(&self.node.store, Class::Cache)?;
         sink.put(missing, block).await;
         sink.finish(|_| Ok(())).await?;
         Ok(())
+    }
+
+    /// A block that is not here, rebuilt from parity that was made here. With a network that is left to the fetch.
+    async fn mended(&self, cid: Cid) -> Option<Bytes> {
+        if self.node.host().is_ok() {
+            return None;
+        }
+        self.by_parity(move |store| local::mend_block(store, &cid)).await.flatten()
+    }
+
+    /// Rebuilds something. Not on the store's own threads, which serve blocks: it may read hundreds of them.
+    async fn by_parity<T: Send + 'static>(
+        &self,
+        rebuild: impl FnOnce(&Store) -> Result<T, local::ParityError> + Send + 'static,
+    ) -> Option<T> {
+        let store = self.node.store.clone();
+        let rebuilt = tokio::task::spawn_blocking(move || rebuild(&store)).await;
+        match rebuilt.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+            Ok(rebuilt) => Some(rebuilt),
+            Err(error) => {
+                tracing::warn!(%error, "nothing is rebuilt by the parity that is here");
+                None
+            }
+        }
     }
 
     /// The session with the networks for `root`, of which `lacks` is not here.
@@ -371,7 +423,7 @@ fn or_moved(error: RetrieveError, moved: Option<StoreError>) -> RetrieveError {
 }
 
 /// A block of the store. A damaged one was put aside and is as good as absent: it is fetched again.
-async fn stored(store: &btfs_storage::Store, cid: Cid) -> Result<Option<Bytes>, StoreError> {
+async fn stored(store: &Store, cid: Cid) -> Result<Option<Bytes>, StoreError> {
     match store.run(move |store| store.get(&cid)).await {
         Err(StoreError::Corrupt { .. }) => Ok(None),
         other => other,

@@ -1,4 +1,4 @@
-//! Making pins whole again: what they lack is fetched, verified, and kept by the pin that is there already.
+//! Making pins whole again: what they lack is rebuilt or fetched, verified, and kept by the pin that is there already.
 
 use std::collections::HashSet;
 use std::sync::Arc;

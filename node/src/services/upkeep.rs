@@ -1,6 +1,6 @@
 //! What a daemon does for its store by itself: lets expired pins go, ends a collection that was broken off, collects at
-//! the watermark, settles its data directories, reads everything again and again to find what rotted, and fetches anew
-//! what anybody found damaged.
+//! the watermark, settles its data directories, reads everything again and again to find what rotted, and rebuilds or
+//! fetches anew what anybody found damaged.
 //!
 //! Each is a small step on a timer, so that a daemon that runs for a minute a day does its share too.
 
@@ -14,6 +14,7 @@ use btfs_storage::{
 use crate::api::call::Progress;
 use crate::calls::directories::{add, drain};
 use crate::node::Node;
+use crate::parity;
 use crate::retrieve::repair;
 
 /// How often expired pins and the watermark are looked at.
@@ -193,7 +194,7 @@ async fn note(node: &Arc<Node>, round: ScrubRound) -> Duration {
 
 /// Mends when blocks were found damaged, by the scrub or by whoever read them, and again now and then while some are.
 async fn heal(node: &Arc<Node>) {
-    if node.host().is_err() || node.config.storage.scrub_rate.0 == 0 {
+    if node.config.storage.scrub_rate.0 == 0 {
         return std::future::pending().await;
     }
     let (mut left, mut tried) = (0, None::<Instant>);
@@ -218,10 +219,16 @@ async fn damaged(node: &Arc<Node>) -> u64 {
     })
 }
 
-/// Fetches what pins lack, as far as the networks have it.
+/// Brings back what pins lack, as far as parity that is here leads to it or the networks have it.
 async fn mend(node: &Arc<Node>) {
     let store = node.store.clone();
     let work = move || {
+        let layouts = parity::layouts(&store)?;
+        for done in parity::mend(&store, &layouts, &Progress::default()).0 {
+            if done.blocks() > 0 {
+                tracing::info!(root = %done.root, blocks = done.blocks(), "what was damaged is rebuilt from parity");
+            }
+        }
         let mut found = Vec::new();
         store.examine(&mut |incomplete| {
             if found.len() < MENDED {
@@ -235,6 +242,9 @@ async fn mend(node: &Arc<Node>) {
         Ok(Err(error)) => return tracing::warn!(%error, "what the damage affects is not known"),
         Err(error) => return tracing::error!(%error, "what the damage affects is not known"),
     };
+    if node.host().is_err() {
+        return;
+    }
     for pin in found {
         match repair(node, &pin, &Progress::default()).await {
             Ok(()) => tracing::info!(%pin, "a damaged pin is whole again"),
