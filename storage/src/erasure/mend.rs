@@ -173,12 +173,12 @@ mod tests {
     use crate::testing::MemoryBlocks;
     use crate::{Bytes, layout::LayoutError};
 
-    /// Blocks of the given sizes, each filled with a byte, coded into the store they lie in.
+    /// Blocks of the given sizes, each with multiples of a byte, coded into the store they lie in.
     fn coded(blocks: &[(u8, usize)], k: u8, m: u8) -> Result<(Layout, MemoryBlocks), ErasureError> {
         let mut store = MemoryBlocks::default();
         let mut listed = Vec::new();
         for (fill, size) in blocks {
-            let data = Bytes::from(vec![*fill; *size]);
+            let data: Bytes = (0..*size).map(|at| fill.wrapping_mul((at * at % 251) as u8)).collect();
             let cid = cid_v1(RAW, &data);
             listed.push((cid, *size as u64));
             store.put(&cid, data)?;

@@ -180,8 +180,9 @@ fn a_lost_identity_is_that_of_the_state_and_no_other() {
     let store = open(dir.path());
     let blocks: Vec<_> = (0..9).map(|seed| block(seed, 3000)).collect();
     put_all(&store, &blocks);
+    let identity = store.shared.db().unwrap().0.iter().next().unwrap().db.identity().unwrap().unwrap();
     store.close().unwrap();
-    rot_tables(dir.path(), b"identity");
+    rot_tables(dir.path(), &identity);
     let reads = |store: &Store| {
         for (cid, data) in &blocks {
             assert_eq!(store.get(cid).unwrap().as_ref(), Some(data));
