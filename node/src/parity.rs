@@ -237,7 +237,10 @@ pub fn mend(store: &Store, layouts: &[Cid], progress: &Progress) -> (Vec<Repaire
                     helped |= again.mended.data > 0;
                     repaired.go_on(again);
                 }
-                Err(error) => failed = failed.or(Some(error)),
+                Err(error) => {
+                    tracing::error!(layout = %repaired.layout, %error, "what is lost is not rebuilt by this parity");
+                    failed = failed.or(Some(error));
+                }
             }
         }
     }
@@ -285,21 +288,22 @@ pub fn mend_block(store: &Store, cid: &Cid) -> Result<Option<Bytes>, ParityError
 /// if it is not among them.
 pub fn mend_around(store: &Store, cid: &Cid, progress: &Progress) -> Result<u64, ParityError> {
     let Some((_, mended)) = mend_stripe_of(store, cid)? else { return Ok(0) };
-    let layouts: Vec<Cid> = describing(store, cid)?.iter().map(|loaded| loaded.layout.cid()).collect();
-    let (others, failed) = mend(store, &layouts, progress);
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(mended.data + others.iter().map(|done| done.mended.data).sum::<u64>()),
-    }
+    let layouts = describing(store, cid)?;
+    // What failed has been told; what was rebuilt is here all the same.
+    let (others, _) = mend(store, &layouts, progress);
+    Ok(mended.data + others.iter().map(|done| done.mended.data).sum::<u64>())
 }
 
 /// A block that is here again, or still, with what was rebuilt of its stripe.
 fn mend_stripe_of(store: &Store, cid: &Cid) -> Result<Option<(Bytes, Mended)>, ParityError> {
-    for Loaded { layout, copies } in describing(store, cid)? {
+    for name in describing(store, cid)? {
+        let Some(Loaded { layout, copies }) = load_told(store, &name) else { continue };
         let (mut ingest, mut mended) = (store.ingest(Class::Own)?, Mended::default());
         put_back(store, &copies, &mut ingest)?;
-        if let Some(stripe) = layout.stripe_of(cid).and_then(|number| layout.stripes().get(number)) {
-            erasure::mend_stripe(stripe, store, &mut ingest, &mut mended)?;
+        if let Some(stripe) = layout.stripe_of(cid).and_then(|number| layout.stripes().get(number))
+            && let Err(error) = erasure::mend_stripe(stripe, store, &mut ingest, &mut mended)
+        {
+            tracing::error!(layout = %name, %error, "what is lost is not rebuilt by this parity");
         }
         ingest.finish(store.state().batch())?;
         match store.get(cid) {
@@ -311,14 +315,14 @@ fn mend_stripe_of(store: &Store, cid: &Cid) -> Result<Option<(Bytes, Mended)>, P
     Ok(None)
 }
 
-/// The layouts that name a block: of data, of parity, or their own.
-fn describing(store: &Store, cid: &Cid) -> Result<Vec<Loaded>, ParityError> {
+/// The layouts that name a block: of data, of parity, or their own. They may be large, so that one is in memory at a time.
+fn describing(store: &Store, cid: &Cid) -> Result<Vec<Cid>, ParityError> {
     let mut found = Vec::new();
     for layout in layouts(store)? {
         let Some(loaded) = load_told(store, &layout) else { continue };
         let is_own = loaded.copies.iter().any(|(own, _)| own.hash() == cid.hash());
         if is_own || loaded.layout.stripe_of(cid).is_some() {
-            found.push(loaded);
+            found.push(layout);
         }
     }
     Ok(found)

@@ -136,6 +136,9 @@ pub struct VerifyAnswer {
     pub rebuilt: Vec<Rebuilt>,
     /// Blocks that were rebuilt from parity that is here, lost parity included.
     pub blocks_from_parity: u64,
+    /// Why some of it could not be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parity_error: Option<String>,
     /// Pins that lack blocks, at most a thousand of them.
     pub incomplete: Vec<IncompletePin>,
     /// How many there are.
@@ -315,10 +318,9 @@ fn look_through(
             incomplete.push(found);
         }
     })?;
-    let blocks_from_parity = match request.repair && !progress.is_unheard() {
-        // What it could not do is told by the pins that still lack something.
-        true => parity::mend(store, &parity::layouts(store)?, progress).0.iter().map(Repaired::blocks).sum(),
-        false => 0,
+    let (from_parity, failed) = match request.repair && !progress.is_unheard() {
+        true => parity::mend(store, &parity::layouts(store)?, progress),
+        false => (Vec::new(), None),
     };
     let answer = VerifyAnswer {
         blocks_checked: verified.checked,
@@ -328,7 +330,8 @@ fn look_through(
         blocks_reindexed: verified.reindexed,
         damaged_directories: store.damaged_directories()?,
         rebuilt,
-        blocks_from_parity,
+        blocks_from_parity: from_parity.iter().map(Repaired::blocks).sum(),
+        parity_error: failed.map(|error| error.to_string()),
         incomplete: Vec::new(),
         incomplete_pins,
         repaired_pins: 0,

@@ -210,6 +210,9 @@ fn verified(answer: &VerifyAnswer) -> String {
     if answer.blocks_from_parity > 0 {
         text += &format!("; {} were rebuilt from parity", answer.blocks_from_parity);
     }
+    if let Some(error) = &answer.parity_error {
+        text += &format!("; not all parity could be used: {error}");
+    }
     for Rebuilt { path, bytes, .. } in &answer.rebuilt {
         text += &format!(
             "\n{} had a damaged table: {} that could be read were moved out of it, and it goes",

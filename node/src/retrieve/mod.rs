@@ -374,13 +374,17 @@ impl Retriever {
         self.by_parity(move |store| local::mend_block(store, &cid)).await.flatten()
     }
 
-    /// Rebuilds something. Not on the store's own threads, which serve blocks: it may read hundreds of them.
+    /// Rebuilds something, one thing at a time, since that takes the memory of a stripe and a layout. Not on the store's own
+    /// threads, which serve blocks: it may read hundreds of them.
     async fn by_parity<T: Send + 'static>(
         &self,
         rebuild: impl FnOnce(&Store) -> Result<T, local::ParityError> + Send + 'static,
     ) -> Option<T> {
+        static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let alone = ALONE.lock().await;
         let store = self.node.store.clone();
         let rebuilt = tokio::task::spawn_blocking(move || rebuild(&store)).await;
+        drop(alone);
         match rebuilt.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
             Ok(rebuilt) => Some(rebuilt),
             Err(error) => {

@@ -133,6 +133,10 @@ async fn withdraw(store: &Store, host: &Host, id: B256) {
             let root = root.filter(|_| !kept);
             if let Some(root) = &root {
                 for layout in known_layouts(store, root)? {
+                    // Parity of this node's user.
+                    if store.is_pinned_root(&layout)? {
+                        continue;
+                    }
                     batch.delete(&LAYOUT_TABLE, &layout_row(root, &layout))?;
                 }
             }

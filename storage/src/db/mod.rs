@@ -306,12 +306,13 @@ fn table_options(cache: &rocksdb::Cache) -> Options {
     options
 }
 
-/// What RocksDB says of itself is told with everything else that is only of use to who looks for a fault. In files of its own
-/// nobody found it, and they took more than the records of a thousand blocks.
+/// What RocksDB says of itself is told with everything else. In files of its own nobody found it, and they took more than the
+/// records of a thousand blocks.
 pub(crate) fn quiet_log(options: &mut Options) {
     options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, |level, text| match level {
         // All options, at each opening.
         LogLevel::Header => {}
+        LogLevel::Error | LogLevel::Fatal => tracing::warn!(target: "rocksdb", "{}", text.trim_end()),
         _ => tracing::debug!(target: "rocksdb", ?level, "{}", text.trim_end()),
     }));
     options.set_stats_dump_period_sec(0);

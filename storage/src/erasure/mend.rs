@@ -90,22 +90,25 @@ impl Mended {
 /// looked at since the last call.
 ///
 /// # Errors
-/// [`ErasureError::False`] for a layout or parity that does not lead to its content; what was put before stays put.
+/// [`ErasureError::False`] for a layout or parity that does not lead to its content: the first, after all stripes were
+/// gone through; what was put stays put.
 pub fn mend(
     layout: &Layout,
     source: &dyn BlockSource,
     sink: &mut dyn BlockSink,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Mended, ErasureError> {
-    let mut mended = Mended::default();
+    let (mut mended, mut failed) = (Mended::default(), None);
     for stripe in layout.stripes() {
         let found = stripe.condition(source)?;
-        if found.lost_data + found.lost_parity > 0 {
-            mend_stripe(stripe, source, sink, &mut mended)?;
+        if found.lost_data + found.lost_parity > 0
+            && let Err(error) = mend_stripe(stripe, source, sink, &mut mended)
+        {
+            failed = failed.or(Some(error));
         }
         progress(stripe.size());
     }
-    Ok(mended)
+    failed.map_or(Ok(mended), Err)
 }
 
 /// [`mend`] for one stripe, which is read to find what else is lost; what is done is added to `mended`.

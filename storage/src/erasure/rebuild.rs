@@ -8,6 +8,7 @@ use multihash::Multihash;
 
 use super::codec::{Decoder, Loss, ShardBytes};
 use super::{ALIGN, ErasureError, StripeSpec};
+use crate::db::DbError;
 use crate::layout::Layout;
 use crate::{BlockSink, BlockSource, Bytes, StoreError, hash};
 
@@ -113,8 +114,13 @@ impl StripeRebuild {
             return Ok(());
         }
         match source.get(cid) {
-            Ok(Some(block)) => drop(self.offer(cid, block)),
-            Ok(None) | Err(StoreError::Corrupt { .. } | StoreError::NotInFile { .. }) => {}
+            // What was wrong before its checksum was made would make all that is rebuilt with it wrong, too.
+            Ok(Some(block)) if hash::verify(cid, &block).is_ok() => drop(self.offer(cid, block)),
+            Ok(_) | Err(StoreError::Corrupt { .. } | StoreError::NotInFile { .. }) => {}
+            // What the disk does not give may be had by the rest.
+            Err(StoreError::Db(error @ DbError::Rocks { .. })) => {
+                tracing::warn!(%cid, %error, "a block cannot be read; what else is lost is rebuilt without it");
+            }
             Err(error) => return Err(error),
         }
         Ok(())

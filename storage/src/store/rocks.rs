@@ -273,17 +273,15 @@ impl BlockDb {
             Err(DbError::Damaged { .. }) if known.is_some() => None,
             stored => stored?,
         };
-        let first = self.first_row()?;
         let Some(identity) = stored.or(known) else {
-            return match first.is_some_and(|row| names::is_name(&row)) {
+            return match self.has_names()? {
                 true => Err(DbError::Foreign { path: self.path.clone() }),
                 false => Ok(()),
             };
         };
-        let marked = || self.record(TOTALS, ALL_NAMED, |_| Some(()));
         // Where that cannot be read it only costs a second look.
-        let all_named = first.is_none() || matches!(marked(), Ok(Some(())));
-        let names = Names::new(identity, !all_named);
+        let marked = matches!(self.record(TOTALS, ALL_NAMED, |_| Some(())), Ok(Some(())));
+        let names = Names::new(identity, !marked && !self.is_empty());
         if stored.is_none() && !self.fits(&names)? {
             return Err(DbError::Foreign { path: self.path.clone() });
         }
@@ -292,18 +290,26 @@ impl BlockDb {
         Ok(())
     }
 
-    /// The first row of the blocks.
-    fn first_row(&self) -> Result<Option<Vec<u8>>, DbError> {
+    /// Whether there is no row of a block; where that cannot be told there is one.
+    fn is_empty(&self) -> bool {
         let mut rows = self.db.raw_iterator_cf(self.family(BLOCKS));
         rows.seek_to_first();
-        match rows.key() {
-            Some(row) => Ok(Some(row.to_vec())),
-            None => match rows.status() {
-                Ok(()) => Ok(None),
-                // There is something.
-                Err(error) if is_damage(&error) => Ok(Some(Vec::new())),
-                Err(error) => Err(self.failed(error)),
-            },
+        !rows.valid() && rows.status().is_ok()
+    }
+
+    /// Whether any block lies under a name, as far as can be told. Reads all of them if none does.
+    fn has_names(&self) -> Result<bool, DbError> {
+        let mut rows = self.db.raw_iterator_cf(self.family(BLOCKS));
+        rows.seek_to_first();
+        while let Some(row) = rows.key() {
+            if names::is_name(row) {
+                return Ok(true);
+            }
+            rows.next();
+        }
+        match rows.status() {
+            Err(error) if !is_damage(&error) => Err(self.failed(error)),
+            _ => Ok(false),
         }
     }
 
@@ -424,7 +430,7 @@ impl BlockDb {
     pub fn set_identity(&self, identity: &Identity) -> Result<(), DbError> {
         let mut batch = WriteBatch::default();
         batch.put_cf(self.family(TOTALS), IDENTITY, identity);
-        if self.first_row()?.is_none() {
+        if self.is_empty() {
             batch.put_cf(self.family(TOTALS), ALL_NAMED, []);
         }
         let mut synced = WriteOptions::default();

@@ -83,7 +83,11 @@ fn replaced(store: &Store, from: Cid, to: Cid) -> Result<Option<(Pin, Pin)>, Sto
     Ok(None)
 }
 
+/// Lets the old pin go, unless somebody changed it meanwhile.
 fn unpin(store: &Store, pin: &Pin) -> Result<(), StoreError> {
+    if store.pin_get(&pin.id)?.is_none_or(|now| now != *pin) {
+        return Ok(());
+    }
     let mut batch = store.state().batch();
     store.unpin(&mut batch, &pin.id)?;
     Ok(store.state().commit(batch)?)

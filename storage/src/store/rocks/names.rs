@@ -42,7 +42,7 @@ impl AsRef<[u8]> for Row<'_> {
 }
 
 /// How blocks are named in one database.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(super) struct Names {
     secret: [u8; 16],
     /// Whether an older build filled the database: it stored blocks under their keys.
