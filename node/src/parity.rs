@@ -342,15 +342,16 @@ mod tests {
         Store::open(StoreOptions { path: dir.to_owned(), tables, quota, reserve_bytes: 0 }).unwrap()
     }
 
-    /// A pinned node over blocks that differ in the last of their bytes, and its blocks.
+    /// A pinned node over blocks of a megabyte and a byte, and its blocks.
     fn content(store: &Store, blocks: std::ops::Range<u8>) -> (Cid, Vec<Cid>) {
         let mut ingest = store.ingest(Class::Own).unwrap();
         let mut cids = Vec::new();
         for number in blocks {
-            let mut data = vec![7; 1 << 20];
-            data.push(number);
+            // Of blocks that are all alike, parity would be, too.
+            let byte = |at: u32| (at.wrapping_mul(at) % 251) as u8;
+            let data: Bytes = (0..=1 << 20).map(|at| byte(at).wrapping_mul(2 * number + 1)).collect();
             let cid = hash::cid_v1(hash::RAW, &data);
-            ingest.put(&cid, data.into()).unwrap();
+            ingest.put(&cid, data).unwrap();
             cids.push(cid);
         }
         let node = serde_ipld_dagcbor::to_vec(&cids).unwrap();

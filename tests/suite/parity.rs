@@ -400,9 +400,10 @@ fn content_is_pinned_for_it_and_named_by_path() {
 #[test]
 fn what_cannot_be_made_is_refused_with_the_reason() {
     let node = Node::init(None);
-    let file = node.file("file");
+    let [whole, file] = ["whole", "file"].map(|name| node.file(name));
+    random_file(&whole, 100_000, 85);
     random_file(&file, 100_000, 86);
-    let single = add(&node, &[text(&file)]);
+    let single = add(&node, &[text(&whole)]);
     let cut = add(&node, &["--chunker", "size-2048", text(&file)]);
     let before = node.json(&["repo", "stat"])["blocks"].clone();
     for (root, redundancy, words) in [

@@ -318,6 +318,7 @@ fn look_through(
             incomplete.push(found);
         }
     })?;
+    let blocks_damaged = store.quarantined_blocks()?;
     let (from_parity, failed) = match request.repair && !progress.is_unheard() {
         true => parity::mend(store, &parity::layouts(store)?, progress),
         false => (Vec::new(), None),
@@ -325,7 +326,7 @@ fn look_through(
     let answer = VerifyAnswer {
         blocks_checked: verified.checked,
         bytes_checked: verified.bytes,
-        blocks_damaged: store.quarantined_blocks()?,
+        blocks_damaged,
         blocks_unreadable: verified.unreadable,
         blocks_reindexed: verified.reindexed,
         damaged_directories: store.damaged_directories()?,
