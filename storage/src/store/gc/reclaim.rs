@@ -33,8 +33,7 @@ const PASS_LEAST: u64 = (1 << 30) / BLOB_FILE;
 /// Passes at most: every file twice. Files that fill while it goes on are left to a later collection.
 const PASSES: u64 = 2 * PASS_SHARE;
 
-/// A pause is so many times as long as the pass before it, which has a core and much of the disk for itself: with five, adds
-/// beside it kept 78 % of their speed on two cores,
+/// A pause is so many times as long as the pass before it, which has a core and much of the disk for itself,
 const PAUSE: u32 = 8;
 /// and at most this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
