@@ -281,23 +281,23 @@ fn put_back(store: &Store, copies: &[(Cid, Bytes)], ingest: &mut Ingest) -> Resu
 
 /// Rebuilds one block, and what else of its stripe is lost, if any parity here leads to it.
 pub fn mend_block(store: &Store, cid: &Cid) -> Result<Option<Bytes>, ParityError> {
-    Ok(mend_stripe_of(store, cid)?.map(|(block, _)| block))
+    Ok(mend_stripe_of(store, cid, &describing(store, cid)?)?.map(|(block, _)| block))
 }
 
 /// Rebuilds one block, and what else is known to be lost of all content that it is a part of: how many blocks of data; 0
 /// if it is not among them.
 pub fn mend_around(store: &Store, cid: &Cid, progress: &Progress) -> Result<u64, ParityError> {
-    let Some((_, mended)) = mend_stripe_of(store, cid)? else { return Ok(0) };
     let layouts = describing(store, cid)?;
+    let Some((_, mended)) = mend_stripe_of(store, cid, &layouts)? else { return Ok(0) };
     // What failed has been told; what was rebuilt is here all the same.
     let (others, _) = mend(store, &layouts, progress);
     Ok(mended.data + others.iter().map(|done| done.mended.data).sum::<u64>())
 }
 
-/// A block that is here again, or still, with what was rebuilt of its stripe.
-fn mend_stripe_of(store: &Store, cid: &Cid) -> Result<Option<(Bytes, Mended)>, ParityError> {
-    for name in describing(store, cid)? {
-        let Some(Loaded { layout, copies }) = load_told(store, &name) else { continue };
+/// A block that is here again, or still, with what was rebuilt of its stripe by one of the layouts that name it.
+fn mend_stripe_of(store: &Store, cid: &Cid, layouts: &[Cid]) -> Result<Option<(Bytes, Mended)>, ParityError> {
+    for name in layouts {
+        let Some(Loaded { layout, copies }) = load_told(store, name) else { continue };
         let (mut ingest, mut mended) = (store.ingest(Class::Own)?, Mended::default());
         put_back(store, &copies, &mut ingest)?;
         if let Some(stripe) = layout.stripe_of(cid).and_then(|number| layout.stripes().get(number))

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use btfs_storage::erasure::{self, ErasureError};
+use btfs_storage::layout::Layout;
 use btfs_storage::{Cid, PinKind, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -33,9 +34,9 @@ pub struct ParityMakeRequest {
     pub redundancy: Option<(u8, u8)>,
 }
 
-/// Parity that was made.
+/// What parity is of, and how much there is of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ParityMade {
+pub struct ParityShape {
     /// The content.
     pub root: String,
     /// The layout, by which the parity is named.
@@ -50,6 +51,28 @@ pub struct ParityMade {
     pub data_bytes: u64,
     /// Bytes of parity.
     pub parity_bytes: u64,
+}
+
+impl From<&Layout> for ParityShape {
+    fn from(layout: &Layout) -> Self {
+        ParityShape {
+            root: layout.root().to_string(),
+            layout: layout.cid().to_string(),
+            k: layout.k(),
+            m: layout.m(),
+            stripes: layout.stripes().len() as u64,
+            data_bytes: layout.size(),
+            parity_bytes: layout.parity_size(),
+        }
+    }
+}
+
+/// Parity that was made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ParityMade {
+    /// Of what, and how much.
+    #[serde(flatten)]
+    pub shape: ParityShape,
     /// Bytes of parity for each byte of data.
     pub overhead: f64,
     /// Bytes that were not in the store before.
@@ -78,20 +101,9 @@ pub struct ParityList {
 /// Parity, and what is known to be lost of it and of its content. Nothing is read for that: `repo verify` does so.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ParityInfo {
-    /// The content.
-    pub root: String,
-    /// The layout.
-    pub layout: String,
-    /// Data shards of each stripe.
-    pub k: u8,
-    /// Parity shards of each stripe.
-    pub m: u8,
-    /// Stripes.
-    pub stripes: u64,
-    /// Bytes of the content's blocks, each counted once.
-    pub data_bytes: u64,
-    /// Bytes of parity.
-    pub parity_bytes: u64,
+    /// Of what, and how much.
+    #[serde(flatten)]
+    pub shape: ParityShape,
     /// Blocks of data that are damaged or not here.
     pub lost_data_blocks: u64,
     /// Blocks of parity, and of the layout itself, that are damaged or not here.
@@ -215,13 +227,7 @@ async fn make(node: Arc<Node>, request: ParityMakeRequest, progress: Progress) -
     blocking(&node, move |store| {
         let (layout, stored) = parity::make(store, &root, shards, &progress).map_err(refused)?;
         Ok(ParityMade {
-            root: root.to_string(),
-            layout: layout.cid().to_string(),
-            k: layout.k(),
-            m: layout.m(),
-            stripes: layout.stripes().len() as u64,
-            data_bytes: layout.size(),
-            parity_bytes: layout.parity_size(),
+            shape: (&layout).into(),
             overhead: layout.parity_size() as f64 / layout.size() as f64,
             new_bytes: stored.new_bytes,
             spare: erasure::condition(&layout, store)?.spare,
@@ -236,13 +242,7 @@ fn list(store: &Store) -> Result<ParityList, StoreError> {
     for cid in parity::layouts(store)? {
         match parity::examine(store, &cid) {
             Ok((layout, condition, own)) => layouts.push(ParityInfo {
-                root: layout.root().to_string(),
-                layout: cid.to_string(),
-                k: layout.k(),
-                m: layout.m(),
-                stripes: layout.stripes().len() as u64,
-                data_bytes: layout.size(),
-                parity_bytes: layout.parity_size(),
+                shape: (&layout).into(),
                 lost_data_blocks: condition.lost_data,
                 lost_parity_blocks: condition.lost_parity + own,
                 spare: condition.spare,

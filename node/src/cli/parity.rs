@@ -60,12 +60,12 @@ fn made(made: &ParityMade) -> String {
     let pinned = if made.pinned { ", and is pinned now" } else { "" };
     format!(
         "{}\n{} of {}+{} over {}{pinned}\n{} of parity, {:.1} % more; {}",
-        made.layout,
-        stripes(made.stripes),
-        made.k,
-        made.m,
-        made.root,
-        ByteSize(made.parity_bytes),
+        made.shape.layout,
+        stripes(made.shape.stripes),
+        made.shape.k,
+        made.shape.m,
+        made.shape.root,
+        ByteSize(made.shape.parity_bytes),
         100.0 * made.overhead,
         to_spare(made.spare)
     )
@@ -98,13 +98,13 @@ fn line(info: &ParityInfo) -> String {
     };
     format!(
         "{}  {}  {}+{}  {}  {} for {}  {lost}; {state}",
-        info.layout,
-        info.root,
-        info.k,
-        info.m,
-        stripes(info.stripes),
-        ByteSize(info.parity_bytes),
-        ByteSize(info.data_bytes)
+        info.shape.layout,
+        info.shape.root,
+        info.shape.k,
+        info.shape.m,
+        stripes(info.shape.stripes),
+        ByteSize(info.shape.parity_bytes),
+        ByteSize(info.shape.data_bytes)
     )
 }
 
