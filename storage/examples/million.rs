@@ -13,13 +13,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use btfs_storage::import::{Profile, import_reader};
 use btfs_storage::{
-    BlockSink, BlockSource, Bytes, Cid, Class, GcOptions, Pin, PinKind, Quota, Store, StoreError,
+    BlockSink, BlockSource, Bytes, Cid, Class, GcOptions, GcPhase, Pin, PinKind, Quota, Store, StoreError,
     StoreOptions, hash,
 };
 use rand::rngs::SmallRng;
@@ -71,7 +71,7 @@ impl Figures {
     }
 
     fn share(&mut self, name: &str, windows: &Windows, unit: &str, at_least: f64) {
-        let (busy, quiet) = (windows.rate(true), windows.rate(false));
+        let ((busy, _), (quiet, _)) = (windows.rate(|at| at.is_some()), windows.rate(|at| at.is_none()));
         let share = busy / quiet;
         // A share that is no number, since nothing was done, keeps nothing.
         let kept = share >= at_least;
@@ -82,6 +82,10 @@ impl Figures {
             if kept { "" } else { "MISSED" }
         );
         self.missed += usize::from(!kept);
+        for phase in [GcPhase::Mark, GcPhase::Sweep, GcPhase::Reclaim] {
+            let (rate, seconds) = windows.rate(|at| at == Some(phase));
+            println!("    {phase:?}: {:.0} % in {seconds:.1} s of it", 100.0 * rate / quiet);
+        }
     }
 }
 
@@ -288,50 +292,55 @@ fn begun_with(figures: &mut Figures, store: &Store, leaves: &[Cid]) -> Outcome<V
     Ok(store.pins_with_prefix("dag:")?)
 }
 
-/// What was done beside a collection, by whether it was running.
+/// What was done beside a collection, by whether it was running, and at what.
 struct Windows {
-    running: AtomicBool,
+    /// `None`: it is stopped.
+    at: Mutex<Option<GcPhase>>,
     ended: AtomicBool,
-    /// Seconds and amount: stopped, running.
-    done: Mutex<[(f64, f64); 2]>,
+    /// By phase: seconds and amount.
+    done: Mutex<Vec<(Option<GcPhase>, f64, f64)>>,
 }
 
 impl Windows {
     fn new() -> Windows {
-        let done = Mutex::default();
-        Windows { running: AtomicBool::new(true), ended: AtomicBool::new(false), done }
+        Windows { at: Mutex::new(Some(GcPhase::Mark)), ended: AtomicBool::new(false), done: Mutex::default() }
     }
 
     fn goes_on(&self) -> bool {
         !self.ended.load(Ordering::Relaxed)
     }
 
+    fn at(&self) -> MutexGuard<'_, Option<GcPhase>> {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Does something of an amount. It counts to the state in which it began.
     fn count<T>(&self, amount: f64, work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
-        let (begun, running) = (Instant::now(), self.running.load(Ordering::Relaxed));
+        let (begun, at) = (Instant::now(), *self.at());
         let answer = work()?;
         let mut done = self.done.lock().map_err(|_| "a worker panicked")?;
-        let (seconds, amounts) = &mut done[usize::from(running)];
-        *seconds += begun.elapsed().as_secs_f64();
-        *amounts += amount;
+        done.push((at, begun.elapsed().as_secs_f64(), amount));
         Ok(answer)
     }
 
-    /// Amount a second.
-    fn rate(&self, running: bool) -> f64 {
-        let (seconds, amount) = self.done.lock().map_or((0.0, 0.0), |done| done[usize::from(running)]);
-        amount / seconds
+    /// Amount a second, and seconds, of what began in those states.
+    fn rate(&self, which: impl Fn(Option<GcPhase>) -> bool) -> (f64, f64) {
+        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let those = done.iter().filter(|(at, ..)| which(*at));
+        let (seconds, amount) = those
+            .fold((0.0, 0.0), |(seconds, amounts), (_, took, amount)| (seconds + took, amounts + amount));
+        (amount / seconds, seconds)
     }
 
     /// Stops the caller, a collection between two steps, for as long as it ran since `since`.
-    fn stop(&self, since: &mut Instant) {
+    fn stop(&self, phase: GcPhase, since: &mut Instant) {
         let ran = since.elapsed();
         if ran >= WINDOW {
-            self.running.store(false, Ordering::Relaxed);
+            *self.at() = None;
             std::thread::sleep(ran.min(LONGEST_STOP));
-            self.running.store(true, Ordering::Relaxed);
             *since = Instant::now();
         }
+        *self.at() = Some(phase);
     }
 }
 
@@ -406,7 +415,7 @@ fn beside(
         let begun = Instant::now();
         let mut since = begun;
         let options = GcOptions { thorough: true, ..GcOptions::default() };
-        let report = store.gc_with(options, &mut |_| windows.stop(&mut since));
+        let report = store.gc_with(options, &mut |progress| windows.stop(progress.phase, &mut since));
         windows.ended.store(true, Ordering::Relaxed);
         let took = begun.elapsed().as_secs_f64();
         figures.tell("collection, with that beside it, and stops", took, "s", None);

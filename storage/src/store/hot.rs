@@ -69,6 +69,12 @@ impl HotBlocks {
         self.blocks.insert(key(cid), block.clone());
     }
 
+    /// Bytes of the blocks that are in memory, those that are to go among them.
+    #[cfg(test)]
+    pub fn held(&self) -> u64 {
+        self.blocks.iter().map(|(_, block)| block.len() as u64).sum()
+    }
+
     /// Notes that a block was read from the database, and keeps a copy if it was not long ago that it was last.
     fn read(&self, key: Vec<u8>, block: &Bytes) {
         self.misses.fetch_add(1, Ordering::Relaxed);
@@ -78,6 +84,9 @@ impl HotBlocks {
         let place = &self.remembered[print as usize % REMEMBERED];
         if place.swap(print, Ordering::Relaxed) == print {
             self.blocks.insert(key, Bytes::copy_from_slice(block));
+            // Else what is too much goes once some hundred have come: of leaves of a megabyte that is three times what
+            // may be kept.
+            self.blocks.run_pending_tasks();
         }
     }
 }

@@ -90,6 +90,18 @@ fn whatever_is_read_once_drives_nothing_out() {
 }
 
 #[test]
+fn large_blocks_that_come_fast_do_not_pass_the_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let blocks: Vec<_> = (0..40).map(|n| block(n, 1 << 20)).collect();
+    let store = cached(dir.path(), &blocks);
+    for (cid, _) in &blocks {
+        (0..2).for_each(|_| assert!(store.get(cid).unwrap().is_some()));
+        assert!(store.shared.hot.get().unwrap().held() <= ROOM);
+    }
+    assert!(store.hot_stat().bytes > 0);
+}
+
+#[test]
 fn the_database_can_be_reopened_while_blocks_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let blocks = [block(1, 5000)];
