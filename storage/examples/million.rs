@@ -84,6 +84,9 @@ impl Figures {
         self.missed += usize::from(!kept);
         for phase in [GcPhase::Mark, GcPhase::Sweep, GcPhase::Reclaim] {
             let (rate, seconds) = windows.rate(|at| at == Some(phase));
+            if seconds == 0.0 {
+                continue;
+            }
             println!("    {phase:?}: {:.0} % in {seconds:.1} s of it", 100.0 * rate / quiet);
         }
     }
@@ -297,7 +300,7 @@ struct Windows {
     /// `None`: it is stopped.
     at: Mutex<Option<GcPhase>>,
     ended: AtomicBool,
-    /// By phase: seconds and amount.
+    /// By what it was at: seconds and amount.
     done: Mutex<Vec<(Option<GcPhase>, f64, f64)>>,
 }
 
@@ -319,7 +322,13 @@ impl Windows {
         let (begun, at) = (Instant::now(), *self.at());
         let answer = work()?;
         let mut done = self.done.lock().map_err(|_| "a worker panicked")?;
-        done.push((at, begun.elapsed().as_secs_f64(), amount));
+        if !done.iter().any(|(of, ..)| *of == at) {
+            done.push((at, 0.0, 0.0));
+        }
+        if let Some((_, seconds, amounts)) = done.iter_mut().find(|(of, ..)| *of == at) {
+            *seconds += begun.elapsed().as_secs_f64();
+            *amounts += amount;
+        }
         Ok(answer)
     }
 

@@ -25,7 +25,7 @@ mod remove;
 mod sweep;
 
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -46,8 +46,11 @@ pub(super) const UNFINISHED: Table<(), u64> = Table::new("storage.collection");
 /// Blocks that a step looks at: some milliseconds of work.
 const STEP: usize = 2048;
 /// While others use the store, a step of marking or sweeping is followed by a rest so many times as long: each walks
-/// through memory and caches that the others want too.
-const REST: u32 = 1;
+/// through memory and caches that the others want too, and a sweep holds locks that they wait for. With one that was as
+/// long as the step, files were added half as fast beside a sweep.
+const REST: u32 = 3;
+/// Others use the store for so long after their last call: between two of an add are the reading and hashing of 4 MiB.
+const LULL: Duration = Duration::from_millis(500);
 /// How much less of a busy processor a collection gets than others: about a ninth of their share.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
@@ -162,14 +165,16 @@ impl Store {
         progress: &mut (dyn FnMut(GcProgress) + Send),
     ) -> Result<GcReport, StoreError> {
         let mut collection = Collection::begin(self, now, options)?;
+        let mut others = Others::default();
         loop {
-            let (begun, calls) = (Instant::now(), self.shared.calls.load(Ordering::Relaxed));
+            let begun = Instant::now();
             if !collection.step(STEP)? {
                 return Ok(collection.report);
             }
+            let at_work = others.are_at_work(self.shared.calls.load(Ordering::Relaxed), Instant::now());
             // A step of giving space back pauses by itself.
-            if !collection.reclaims() && self.shared.calls.load(Ordering::Relaxed) != calls {
-                reclaim::pause(&self.shared, begun.elapsed() * REST);
+            if at_work && !collection.reclaims() {
+                reclaim::pause(&self.shared, (begun.elapsed() * REST).min(reclaim::LONGEST_PAUSE));
             }
             progress(collection.progress());
         }
@@ -196,6 +201,24 @@ impl Store {
             drop(self.shared.collecting.lock());
         }
         Ok(())
+    }
+}
+
+/// Who else uses the store, as far as the count of their calls tells.
+#[derive(Default)]
+struct Others {
+    /// Their calls when it was last looked at, and when they were last found to be more.
+    calls: Option<u64>,
+    last: Option<Instant>,
+}
+
+impl Others {
+    /// Whether there was a call in the last [`LULL`], or one came since it was last asked.
+    fn are_at_work(&mut self, calls: u64, now: Instant) -> bool {
+        if self.calls.replace(calls).is_some_and(|before| before != calls) {
+            self.last = Some(now);
+        }
+        self.last.is_some_and(|last| now.duration_since(last) < LULL)
     }
 }
 
@@ -386,5 +409,22 @@ impl Shared {
     fn blocks_now(&self) -> u64 {
         let Ok((db, _)) = self.db() else { return 0 };
         crate::Class::ALL.iter().map(|class| db.counter(super::Counter::Blocks(*class)).unwrap_or(0)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_are_at_work_until_a_while_after_their_last_call() {
+        let (mut others, begun) = (Others::default(), Instant::now());
+        let after = |lulls: f64| begun + LULL.mul_f64(lulls);
+        // What was before the collection is not known to be recent.
+        assert!(!others.are_at_work(7, after(0.0)));
+        assert!(others.are_at_work(8, after(2.0)));
+        assert!(others.are_at_work(8, after(2.9)));
+        assert!(!others.are_at_work(8, after(3.0)));
+        assert!(others.are_at_work(9, after(9.0)));
     }
 }

@@ -36,7 +36,7 @@ const PASSES: u64 = 2 * PASS_SHARE;
 /// A pause is so many times as long as the pass before it, which has a core and much of the disk for itself,
 const PAUSE: u32 = 8;
 /// and at most this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Calls of others during a pass from which it is followed by a pause: an add makes one for 4 MiB.
 const BUSY: u64 = 4;
 /// How soon a pause notices that the process is about to end.
