@@ -44,10 +44,14 @@ pub(super) struct Name {
 /// A directory that is being worked through.
 struct Frame {
     path: PathBuf,
-    /// Entries still to come, in order.
+    /// Entries still to come, in order, and how many of them are no files.
     names: std::vec::IntoIter<Name>,
+    others: usize,
     /// Small files among them that are being read.
     queue: Queue,
+    /// The directory that is the next of them, if it was begun with already, and whether that was tried.
+    next: Option<Box<Frame>>,
+    tried_next: bool,
     /// Entries done.
     links: Vec<DirLink>,
     metadata: crate::unixfs::Metadata,
@@ -107,30 +111,35 @@ impl Importer<'_, '_, '_, '_> {
         loop {
             let frame = stack.last_mut().expect("the loop returns with its last directory");
             let small = self.ahead.next(&mut frame.queue, &frame.path, frame.names.as_slice());
-            if let Some(Name { name, .. }) = frame.names.next() {
-                if let Some(small) = small {
-                    names.push(name);
-                    let file = self.small(small, names)?;
-                    let name = names.pop().expect("pushed above");
-                    frame.links.push(DirLink { name, cid: file.root, tsize: file.dag_size });
-                    continue;
-                }
-                let path = frame.path.join(&name);
-                let metadata = self.options.look_at(&path)?;
+            let (entry, next) = (frame.names.next(), frame.next.take());
+            frame.tried_next = false;
+            frame.others -= usize::from(entry.as_ref().is_some_and(|entry| !entry.is_file));
+            if entry.as_ref().is_none_or(|entry| entry.is_file) {
+                self.look_further(&mut stack, &names[given..]);
+            }
+            let frame = stack.last_mut().expect("as before");
+            if let Some(Name { name, .. }) = entry {
                 names.push(name);
-                if metadata.is_dir() {
-                    let next = self.open_directory(path, &metadata, &names[given..])?;
-                    if stack.iter().any(|above| above.place == next.place) {
-                        return Err(ImportError::Loop { path: next.path });
+                let (cid, tsize) = match (small, next) {
+                    (Some(small), _) => {
+                        let file = self.small(small, names)?;
+                        (file.root, file.dag_size)
                     }
-                    if next.names.len() == 0 && self.options.skip_empty_directories {
-                        names.pop();
-                    } else {
-                        stack.push(next);
+                    (None, Some(next)) => {
+                        self.enter(&mut stack, *next, names)?;
+                        continue;
                     }
-                    continue;
-                }
-                let (cid, tsize) = self.entry(&path, &metadata, names)?;
+                    (None, None) => {
+                        let path = frame.path.join(names.last().expect("pushed above"));
+                        let metadata = self.options.look_at(&path)?;
+                        if metadata.is_dir() {
+                            let next = self.open_directory(path, &metadata, &names[given..])?;
+                            self.enter(&mut stack, next, names)?;
+                            continue;
+                        }
+                        self.entry(&path, &metadata, names)?
+                    }
+                };
                 let name = names.pop().expect("pushed above");
                 frame.links.push(DirLink { name, cid, tsize });
                 continue;
@@ -148,16 +157,58 @@ impl Importer<'_, '_, '_, '_> {
         }
     }
 
+    /// Goes on with a directory, whose name is the last of `names`.
+    fn enter(&self, stack: &mut Vec<Frame>, next: Frame, names: &mut Vec<String>) -> Result<(), ImportError> {
+        if stack.iter().any(|above| above.place == next.place) {
+            return Err(ImportError::Loop { path: next.path });
+        }
+        if next.names.len() == 0 && self.options.skip_empty_directories {
+            names.pop();
+        } else {
+            stack.push(next);
+        }
+        Ok(())
+    }
+
+    /// Begins with the directory that comes after the one at the end of the stack once what is left of this one are files
+    /// that are all being read: else the readers would have nothing to do until its last files are stored and the next is
+    /// listed. Whatever is wrong with it, the walk finds when it comes there. `below` are the components that lead to the one
+    /// at the end.
+    fn look_further(&mut self, stack: &mut [Frame], below: &[String]) {
+        let [.., parent, frame] = stack else { return };
+        if frame.others > 0 || !self.ahead.has_given_out(&frame.queue, frame.names.len()) {
+            return;
+        }
+        if !std::mem::replace(&mut parent.tried_next, true) {
+            parent.next = self.open_next(parent, &below[..below.len() - 1]);
+        }
+        if let Some(next) = &mut parent.next {
+            self.ahead.give_out(&mut next.queue, &next.path, next.names.as_slice());
+        }
+    }
+
+    fn open_next(&self, parent: &Frame, below: &[String]) -> Option<Box<Frame>> {
+        let next = parent.names.as_slice().first().filter(|next| !next.is_file)?;
+        let path = parent.path.join(&next.name);
+        let metadata = self.options.look_at(&path).ok().filter(Metadata::is_dir)?;
+        let below = [below, std::slice::from_ref(&next.name)].concat();
+        self.open_directory(path, &metadata, &below).ok().map(Box::new)
+    }
+
     fn open_directory(
         &self,
         path: PathBuf,
         metadata: &Metadata,
         below: &[String],
     ) -> Result<Frame, ImportError> {
+        let names = list(&path, self.options, below)?;
         Ok(Frame {
-            names: list(&path, self.options, below)?.into_iter(),
+            others: names.iter().filter(|name| !name.is_file).count(),
+            names: names.into_iter(),
             path,
             queue: Queue::default(),
+            next: None,
+            tried_next: false,
             links: Vec::new(),
             metadata: self.options.metadata(metadata),
             place: (metadata.dev(), metadata.ino()),
