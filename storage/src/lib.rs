@@ -45,6 +45,7 @@ mod error;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+mod threads;
 
 pub use block::{BlockSink, BlockSource, Class, MAX_BLOCK, Place};
 pub use error::{StoreError, size};

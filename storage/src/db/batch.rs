@@ -72,7 +72,8 @@ impl Batch {
         self.writes.is_empty()
     }
 
-    /// Runs `check` right before the batch is written; an error refuses the whole batch.
+    /// Runs `check` before the batch is written, maybe while others are being made durable that it builds on: what it finds
+    /// is durable only after a [`barrier`](Self::barrier). An error refuses the whole batch.
     pub(crate) fn check_before(&mut self, check: Check) {
         self.checks.push(check);
     }
@@ -99,7 +100,8 @@ impl Batch {
         }
     }
 
-    pub(super) fn commit_to(mut self, inner: &Arc<Inner>) -> Result<(), DbError> {
+    /// The batch with its checks run, which a commit then does not run again.
+    pub(super) fn checked_against(mut self, inner: &Arc<Inner>) -> Result<Batch, DbError> {
         if !Arc::ptr_eq(&self.inner, inner) {
             return Err(DbError::ForeignBatch);
         }
@@ -107,13 +109,18 @@ impl Batch {
             inner.check_writable()?;
         }
         run(&mut self.checks)?;
-        run(&mut self.barriers)?;
+        Ok(self)
+    }
+
+    pub(super) fn commit_to(self, inner: &Arc<Inner>) -> Result<(), DbError> {
+        let mut checked = self.checked_against(inner)?;
+        run(&mut checked.barriers)?;
         {
             let _not_alone = inner.writing.read();
-            run(&mut self.last_checks)?;
-            self.write(inner, true)?;
+            run(&mut checked.last_checks)?;
+            checked.write(inner, true)?;
         }
-        self.settle(Outcome::Committed);
+        checked.settle(Outcome::Committed);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use reed_solomon_simd::{ReedSolomonDecoder, ReedSolomonEncoder};
 
 use super::COLUMN;
 use crate::hash;
+use crate::threads::on_threads;
 
 /// The bytes of a data shard as far as they are here: blocks by where they begin, gaps where blocks are lost.
 #[derive(Default)]
@@ -54,7 +55,7 @@ fn columns(from: usize, to: usize) -> impl Iterator<Item = (usize, usize)> {
 
 /// Parity buffers that are kept for reuse, in bytes. Fresh memory costs more than the coding itself (16 MiB in 4+8:
 /// 22 ms with new buffers, 7 ms with reused ones), and a sink gives blocks free a few MiB later.
-const RECYCLED: usize = 16 << 20;
+const RECYCLED: usize = 48 << 20;
 
 /// Most threads that code and hash a stripe.
 const MAX_LANES: usize = 4;
@@ -171,19 +172,6 @@ impl Encoder {
 fn hashed_together(m: usize, threads: usize) -> usize {
     let share = m.div_ceil(threads);
     if m < hash::lanes() { share } else { share.next_multiple_of(hash::lanes()) }
-}
-
-/// Runs jobs side by side, the last one on this thread; answers in the order of the jobs.
-fn on_threads<T: Send>(jobs: impl Iterator<Item = impl FnOnce() -> T + Send>) -> Vec<T> {
-    let mut jobs: Vec<_> = jobs.collect();
-    let Some(last) = jobs.pop() else { return Vec::new() };
-    std::thread::scope(|scope| {
-        let others: Vec<_> = jobs.into_iter().map(|job| scope.spawn(job)).collect();
-        let last = last();
-        let joined = others.into_iter().map(|other| other.join());
-        let answers = joined.map(|answer| answer.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        answers.chain([last]).collect()
-    })
 }
 
 /// What a decoder is given for a range of columns.

@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::ops::Deref;
 
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 
 /// Most prints that are kept: 5 MB of them.
 const MOST: usize = 1 << 18;
@@ -23,7 +23,7 @@ const MOST: usize = 1 << 18;
 pub(super) struct Fresh {
     /// With a secret of its own, so that nobody can make a key that has another's print.
     hasher: RandomState,
-    held: Mutex<Held>,
+    held: RwLock<Held>,
 }
 
 #[derive(Default)]
@@ -56,7 +56,7 @@ impl Hasher for AsItIs {
 impl Fresh {
     /// These keys are here with the stamp `generation`; the caller holds their stripes.
     pub fn note<'k>(&self, generation: u64, keys: impl Iterator<Item = &'k [u8]>) {
-        let mut held = self.held.lock();
+        let mut held = self.held.write();
         if generation > held.generation {
             *held = Held { generation, prints: Prints::default() };
         }
@@ -73,7 +73,7 @@ impl Fresh {
         blocks: &mut Vec<T>,
         key: impl Fn(&T) -> K,
     ) {
-        let held = self.held.lock();
+        let held = self.held.read();
         if generation == held.generation {
             blocks.retain(|block| !held.prints.contains(&self.hasher.hash_one(&*key(block))));
         }
@@ -81,7 +81,7 @@ impl Fresh {
 
     /// Forgets everything.
     pub fn clear(&self) {
-        self.held.lock().prints = Prints::default();
+        self.held.write().prints = Prints::default();
     }
 }
 

@@ -141,18 +141,35 @@ impl Ingest {
         self.await_writer()?;
         let log = if self.needs_flush { Log::Skip } else { Log::Write };
         self.write_out(log)?;
-        let barrier = match (self.read_only, self.needs_flush) {
-            (true, _) => Ok(()),
-            (false, true) => self.shared.flush(),
-            (false, false) => self.shared.sync(),
+        let (barrier, state) = match (self.read_only, self.needs_flush) {
+            (true, _) => (Ok(()), Ok(state)),
+            (false, true) => self.flush_beside(|| self.shared.state.checked(state)),
+            (false, false) => (self.shared.sync(), Ok(state)),
         };
         barrier.inspect_err(|_| self.failed = true)?;
         // A database that was reopened meanwhile may have lost what was in memory.
         self.check()?;
-        self.shared.state.commit(state)?;
+        self.shared.state.commit(state?)?;
         self.needs_flush = false;
         self.drawn = 0;
         Ok(self.totals)
+    }
+
+    /// Flushes while something else is done, and answers both. Of many small files, the checks of a pin take as long as a
+    /// flush; what they find is made durable by a barrier of their own.
+    fn flush_beside<T>(&self, work: impl FnOnce() -> T) -> (Result<(), StoreError>, T) {
+        let shared = &self.shared;
+        std::thread::scope(|scope| {
+            let flush = std::thread::Builder::new().name("flush".into());
+            let flush = flush.spawn_scoped(scope, || shared.flush());
+            let done = work();
+            let flushed = match flush {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                // Where no thread can be had, one after the other.
+                Err(_) => shared.flush(),
+            };
+            (flushed, done)
+        })
     }
 
     /// Makes everything durable, commits `state` (the root, its pin, the agreement), and ends. Only after this may

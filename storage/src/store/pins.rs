@@ -17,6 +17,7 @@ use super::graph::{children, has_links};
 use super::write::LOOKED_UP;
 use super::{Shared, Store, brief_key, key};
 use crate::db::{Batch, DbError, StateDb, Table, TableKey, head};
+use crate::threads::on_threads;
 use crate::{BlockSource, Class, StoreError, hash};
 
 /// Pins by id.
@@ -35,6 +36,10 @@ pub(super) const TABLES: [&str; 4] = [PINS.name(), LISTS.name(), ROOTS.name(), E
 const LIST_PAGE: usize = 4096;
 /// Pins read at a time.
 const PIN_PAGE: usize = 1024;
+/// Nodes of a DAG that a thread checks before it tells: enough that starting it does not count.
+const NODES_EACH: usize = 32;
+/// Most threads that check the DAG of a pin.
+const MOST_THREADS: usize = 4;
 /// Expired pins removed in one batch.
 const EXPIRE_BATCH: usize = 1024;
 
@@ -435,17 +440,67 @@ impl Shared {
     /// Checks that a whole DAG is here and stamps every block of it. Memory grows with the number of its nodes, and
     /// neither with that of raw leaves nor with that of links.
     fn hold_dag(self: &Arc<Self>, pin: &Pin) -> Result<(), StoreError> {
-        let store = Store { shared: self.clone() };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
         let mut seen: HashSet<Cid> = HashSet::new();
         self.hold_block(pin, &pin.root)?;
         let mut stack = if has_links(&pin.root) { vec![pin.root] } else { Vec::new() };
-        while let Some(cid) = stack.pop() {
-            let missing = || StoreError::Missing { cid, what: format!("pin {}", pin.id) };
-            let data = store.get(&cid)?.ok_or_else(missing)?;
-            let below = children(&cid, &data)?;
-            self.hold_blocks(pin, &below)?;
-            stack.extend(below.into_iter().rev().filter(|child| has_links(child) && seen.insert(*child)));
+        while !stack.is_empty() {
+            let nodes = stack.split_off(stack.len().saturating_sub(threads * NODES_EACH));
+            let jobs = nodes.chunks(NODES_EACH).map(|nodes| || self.hold_below(pin, nodes));
+            for below in on_threads(jobs) {
+                stack.extend(below?.into_iter().filter(|child| seen.insert(*child)));
+            }
         }
         Ok(())
+    }
+
+    /// Checks that the children of these nodes are here and stamps them. Answers those that may have children themselves.
+    fn hold_below(self: &Arc<Self>, pin: &Pin, nodes: &[Cid]) -> Result<Vec<Cid>, StoreError> {
+        let store = Store { shared: self.clone() };
+        let (mut further, mut met) = (Vec::new(), HashSet::new());
+        for cid in nodes {
+            let missing = || StoreError::Missing { cid: *cid, what: format!("pin {}", pin.id) };
+            let data = store.get(cid)?.ok_or_else(missing)?;
+            let below = children(cid, &data)?;
+            self.hold_blocks(pin, &below)?;
+            further.extend(below.into_iter().filter(|child| has_links(child) && met.insert(*child)));
+        }
+        Ok(further)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BlockSink;
+    use crate::store::{Quota, StoreOptions};
+
+    #[test]
+    fn nodes_that_many_link_to_are_answered_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, tables) = (dir.path().to_owned(), Vec::new());
+        let options = StoreOptions { path, tables, quota: Quota::default(), reserve_bytes: 0 };
+        let store = Store::open(options).unwrap();
+        let node = |number: usize, links: &[Cid]| {
+            let data = serde_ipld_dagcbor::to_vec(&(number, links)).unwrap();
+            (hash::cid_v1(hash::DAG_CBOR, &data), bytes::Bytes::from(data))
+        };
+        let below = node(0, &[]);
+        let above: Vec<_> = (1..20).map(|number| node(number, &vec![below.0; 1000])).collect();
+        let mut ingest = store.ingest(Class::Own).unwrap();
+        for (cid, data) in above.iter().chain([&below]) {
+            ingest.put(cid, data.clone()).unwrap();
+        }
+        ingest.finish(store.state().batch()).unwrap();
+        let pin = Pin {
+            id: PinId::from("own"),
+            kind: PinKind::Recursive,
+            root: above[0].0,
+            class: Class::Own,
+            name: None,
+            expires: None,
+        };
+        let nodes: Vec<Cid> = above.iter().map(|(cid, _)| *cid).collect();
+        assert_eq!(store.shared.hold_below(&pin, &nodes).unwrap(), [below.0]);
     }
 }

@@ -157,6 +157,41 @@ fn a_checkpoint_keeps_what_came_before_it() {
     assert_eq!(here, [true, true, false, false]);
 }
 
+/// The checks of a large ingest run while it is flushed, those of a DAG of many nodes on several threads.
+#[test]
+fn a_large_ingest_is_refused_for_one_leaf_among_many_nodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let leaves: Vec<_> = (0..300).map(|n| block(n, 20_000)).collect();
+    let below: Vec<_> =
+        leaves.iter().enumerate().map(|(n, leaf)| node(n as u64, &[leaf.0, leaf.0, leaves[0].0])).collect();
+    let root = node(1000, &below.iter().map(|(cid, _)| *cid).collect::<Vec<_>>());
+    for lacks in [Some(290), None] {
+        let mut ingest = store.ingest(Class::Own).unwrap();
+        for (cid, data) in below.iter().chain([&root]) {
+            ingest.put(cid, data.clone()).unwrap();
+        }
+        for (_, (cid, data)) in leaves.iter().enumerate().filter(|(n, _)| lacks != Some(*n)) {
+            ingest.put(cid, data.clone()).unwrap();
+        }
+        let mut batch = store.state().batch();
+        store.pin(&mut batch, &pin("p", PinKind::Recursive, root.0)).unwrap();
+        let finished = ingest.finish(batch);
+        match lacks {
+            Some(n) => {
+                let error = finished.unwrap_err();
+                assert!(matches!(&error, StoreError::Missing { cid, .. } if *cid == leaves[n].0), "{error}");
+                assert_eq!(store.pins().unwrap(), []);
+            }
+            None => drop(finished.unwrap()),
+        }
+    }
+    let copy = crash_copy(dir.path());
+    let after = open(copy.path());
+    assert_eq!(after.pins().unwrap().len(), 1);
+    assert!(leaves.iter().all(|(cid, data)| after.get(cid).unwrap().as_ref() == Some(data)));
+}
+
 #[test]
 fn pins_refuse_incomplete_dags_and_nothing_of_the_batch_is_written() {
     let dir = tempfile::tempdir().unwrap();
