@@ -128,6 +128,9 @@ async fn verify(context: &Context, repair: bool, rate: Option<ByteSize>) -> anyh
     };
     match answer.incomplete_pins - answer.repaired_pins {
         0 if answer.blocks_unreadable > 0 => bail!("the disk did not give some blocks; the others are well"),
+        0 if answer.parity_error.is_some() => {
+            bail!("everything pinned is whole; not all parity could be used")
+        }
         0 => Ok(()),
         1 => bail!("1 pin lacks blocks; everything else is whole{daemon}"),
         pins => bail!("{pins} pins lack blocks; everything else is whole{daemon}"),
