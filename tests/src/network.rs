@@ -36,7 +36,7 @@ fn free_port() -> u16 {
 
 /// Makes a node listen on one TCP port alone, the same after a restart: others find it again without a lookup, and
 /// when it is gone the port refuses at once, where QUIC would wait for its silence.
-fn listen_on_a_port(node: &Node) {
+pub fn listen_on_a_port(node: &Node) {
     node.json(&["config", "set", "swarm.listen", &format!("[\"/ip4/127.0.0.1/tcp/{}\"]", free_port())]);
 }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use btfs_ledger::Btt;
 use btfs_tests::api::Api;
+use btfs_tests::network::listen_on_a_port;
 use btfs_tests::node::{Node, random_file, sha256};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -105,13 +106,6 @@ fn may_follow(old: &str, new: &str) -> bool {
     }
 }
 
-/// Lets a node come back where it was, as nodes do.
-fn at_fixed_port(node: &Node) {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let listen = format!("[\"/ip4/127.0.0.1/tcp/{}\"]", free.expect("a free port").port());
-    node.json(&["config", "set", "swarm.listen", &listen]);
-}
-
 impl Drop for World {
     /// What the nodes had to say, when a test fails.
     fn drop(&mut self) {
@@ -133,12 +127,12 @@ impl World {
         let network = tempfile::tempdir().expect("a temporary directory");
         let file = network.path().join("network.toml");
         let ledger = Node::init(None);
-        at_fixed_port(&ledger);
+        listen_on_a_port(&ledger);
         let out = file.display().to_string();
         ledger.json(&["ledger", "init", "--supply", SUPPLY, "--name", "crash", "--local", "--out", &out]);
         let mut nodes = vec![ledger];
         nodes.extend((RENTER..HOSTS.end).map(|_| Node::init(Some(&file))));
-        nodes[RENTER..].iter().for_each(at_fixed_port);
+        nodes[RENTER..].iter().for_each(listen_on_a_port);
         let mut world = World {
             apis: nodes.iter().map(|_| None).collect(),
             addresses: Vec::new(),

@@ -42,23 +42,31 @@ fn files_in(dir: &Path, ending: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The file that holds `data`, and where in it.
-fn find(files: &[PathBuf], data: &[u8]) -> (PathBuf, usize) {
-    let mut hits = files.iter().filter_map(|path| {
+/// The files that hold `data`, and where in them.
+fn holding(files: &[PathBuf], data: &[u8]) -> Vec<(PathBuf, usize)> {
+    let hits = files.iter().filter_map(|path| {
         let bytes = std::fs::read(path).unwrap();
         Some((path.clone(), bytes.windows(data.len()).position(|window| window == data)?))
     });
-    hits.next().expect("it is in a file")
+    hits.collect()
+}
+
+/// The first of them.
+fn find(files: &[PathBuf], data: &[u8]) -> (PathBuf, usize) {
+    holding(files, data).into_iter().next().expect("it is in a file")
 }
 
 /// The tables of the block database in `dir` that list a block, and where: of what is known of it, and of the blocks.
-/// Shared with the row before it, the beginning of a row may be left out.
+/// Shared with the row before it, the beginning of a row may be left out, and its end may be compressed with what follows.
 pub(super) fn tables_of(dir: &Path, (cid, data): &(Cid, Bytes)) -> Vec<(PathBuf, usize)> {
     // The name of a block lies before its bytes.
     let (blobs, at) = find(&files_in(dir, "blob"), &data[..64]);
-    let tag = std::fs::read(blobs).unwrap()[at - 8..at].to_vec();
+    let tag = std::fs::read(blobs).unwrap()[at - 11..at - 3].to_vec();
     let tables = files_in(dir, "sst");
-    [&key(cid)[14..], &tag].map(|end| find(&tables, end)).into()
+    let (known, blocks) = (holding(&tables, &key(cid)[14..30]), holding(&tables, &tag));
+    // A small node that links to the block lies in the table of blocks, whichever of the two was made first.
+    let alone = known.iter().find(|(path, _)| blocks.iter().all(|(other, _)| other != path));
+    [alone.or(known.first()), blocks.first()].map(|found| found.expect("it is in a table").clone()).into()
 }
 
 pub(super) fn flip(path: &Path, at: usize) {
