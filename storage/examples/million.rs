@@ -40,7 +40,7 @@ const MOST_ADDED: usize = 3 << 30;
 /// Bytes that all of this may take, with room to spare.
 const ROOM: u64 = 18 << 30;
 /// Between two adds, so that they last for the whole collection: it is their own time that counts.
-const BETWEEN_ADDS: Duration = Duration::from_millis(100);
+const BETWEEN_ADDS: Duration = Duration::from_millis(200);
 /// Chunk of the default profile.
 const CHUNK: usize = 1 << 20;
 /// Where the time of a start goes through a process of its own.
