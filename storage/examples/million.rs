@@ -322,12 +322,13 @@ impl Windows {
         let (begun, at) = (Instant::now(), *self.at());
         let answer = work()?;
         let mut done = self.done.lock().map_err(|_| "a worker panicked")?;
-        if !done.iter().any(|(of, ..)| *of == at) {
-            done.push((at, 0.0, 0.0));
-        }
-        if let Some((_, seconds, amounts)) = done.iter_mut().find(|(of, ..)| *of == at) {
-            *seconds += begun.elapsed().as_secs_f64();
-            *amounts += amount;
+        let took = begun.elapsed().as_secs_f64();
+        match done.iter_mut().find(|(of, ..)| *of == at) {
+            Some((_, seconds, amounts)) => {
+                *seconds += took;
+                *amounts += amount;
+            }
+            None => done.push((at, took, amount)),
         }
         Ok(answer)
     }

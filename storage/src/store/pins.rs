@@ -455,7 +455,7 @@ impl Shared {
     }
 
     /// Checks that the children of these nodes are here and stamps them. Answers those that may have children themselves.
-    fn hold_below(self: &Arc<Self>, pin: &Pin, nodes: &[Cid]) -> Result<Vec<Cid>, StoreError> {
+    pub fn hold_below(self: &Arc<Self>, pin: &Pin, nodes: &[Cid]) -> Result<Vec<Cid>, StoreError> {
         let store = Store { shared: self.clone() };
         let (mut further, mut met) = (Vec::new(), HashSet::new());
         for cid in nodes {
@@ -466,41 +466,5 @@ impl Shared {
             further.extend(below.into_iter().filter(|child| has_links(child) && met.insert(*child)));
         }
         Ok(further)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::BlockSink;
-    use crate::store::{Quota, StoreOptions};
-
-    #[test]
-    fn nodes_that_many_link_to_are_answered_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, tables) = (dir.path().to_owned(), Vec::new());
-        let options = StoreOptions { path, tables, quota: Quota::default(), reserve_bytes: 0 };
-        let store = Store::open(options).unwrap();
-        let node = |number: usize, links: &[Cid]| {
-            let data = serde_ipld_dagcbor::to_vec(&(number, links)).unwrap();
-            (hash::cid_v1(hash::DAG_CBOR, &data), bytes::Bytes::from(data))
-        };
-        let below = node(0, &[]);
-        let above: Vec<_> = (1..20).map(|number| node(number, &vec![below.0; 1000])).collect();
-        let mut ingest = store.ingest(Class::Own).unwrap();
-        for (cid, data) in above.iter().chain([&below]) {
-            ingest.put(cid, data.clone()).unwrap();
-        }
-        ingest.finish(store.state().batch()).unwrap();
-        let pin = Pin {
-            id: PinId::from("own"),
-            kind: PinKind::Recursive,
-            root: above[0].0,
-            class: Class::Own,
-            name: None,
-            expires: None,
-        };
-        let nodes: Vec<Cid> = above.iter().map(|(cid, _)| *cid).collect();
-        assert_eq!(store.shared.hold_below(&pin, &nodes).unwrap(), [below.0]);
     }
 }

@@ -193,6 +193,19 @@ fn a_large_ingest_is_refused_for_one_leaf_among_many_nodes() {
 }
 
 #[test]
+fn nodes_that_many_link_to_are_answered_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let below = node(0, &[]);
+    let above: Vec<_> = (1..20).map(|seed| node(seed, &vec![below.0; 1000])).collect();
+    put_all(&store, &above);
+    put_all(&store, std::slice::from_ref(&below));
+    let nodes: Vec<Cid> = above.iter().map(|(cid, _)| *cid).collect();
+    let further = store.shared.hold_below(&pin("p", PinKind::Recursive, nodes[0]), &nodes);
+    assert_eq!(further.unwrap(), [below.0]);
+}
+
+#[test]
 fn pins_refuse_incomplete_dags_and_nothing_of_the_batch_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
