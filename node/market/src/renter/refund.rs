@@ -51,28 +51,14 @@ impl Inner {
     ) -> Result<(), RentError> {
         let _one = self.paying.lock().await;
         self.money.resume().await?;
-        for (id, r) in &of {
-            let paid = self.money.stream(channel, *id).await?.paid;
-            if paid <= r.paid {
-                continue;
-            }
-            let denied = self
-                .change(*id, move |s, batch, r| {
-                    r.paid = r.paid.max(paid);
-                    if r.state != RenterState::Failed {
-                        return Ok(false);
-                    }
-                    r.reason = Some(format!("{DENIED}, and was paid {paid} BTT for it"));
-                    remember(s, batch, &r.host, |h| h.reputation.denied += 1)?;
-                    Ok(true)
-                })
-                .await?;
-            if denied {
-                self.events.send(MarketEvent::Denied { id: *id, host: r.host, paid });
-            }
-        }
-        let needed = self.needs(channel).await?;
         let view = self.money.channel(channel).await?;
+        self.read_paid(channel, &of).await?;
+        let needed = self.needs(channel).await?;
+        if self.money.channel(channel).await? != view {
+            // Redeemed in between: what left the lock may still count as owed, and the rest would seem needed. The
+            // news of it lead here again.
+            return Ok(());
+        }
         let free = view.locked.saturating_sub(needed);
         if view.pending > free {
             // Announced when less was needed: it would take what is promised now.
@@ -95,6 +81,35 @@ impl Inner {
         };
         if view.pending == Btt::ZERO && !of.iter().any(|(_, r)| patient(r)) {
             self.money.decrease(channel, free).await?;
+        }
+        Ok(())
+    }
+
+    /// Records what the channel's streams were paid.
+    async fn read_paid(
+        self: &Arc<Self>,
+        channel: B256,
+        of: &[(B256, RenterAgreement)],
+    ) -> Result<(), RentError> {
+        for (id, r) in of {
+            let paid = self.money.stream(channel, *id).await?.paid;
+            if paid <= r.paid {
+                continue;
+            }
+            let denied = self
+                .change(*id, move |s, batch, r| {
+                    r.paid = r.paid.max(paid);
+                    if r.state != RenterState::Failed {
+                        return Ok(false);
+                    }
+                    r.reason = Some(format!("{DENIED}, and was paid {paid} BTT for it"));
+                    remember(s, batch, &r.host, |h| h.reputation.denied += 1)?;
+                    Ok(true)
+                })
+                .await?;
+            if denied {
+                self.events.send(MarketEvent::Denied { id: *id, host: r.host, paid });
+            }
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Endings before the term, replacements, tripwires, and copies of small content.
 
 use btfs_ledger::Btt;
+use btfs_ledger::typed::VerifiedVoucher;
 use btfs_storage::BlockSource;
 
 use super::world::{DAY, World, btt};
@@ -35,6 +36,34 @@ fn a_cancelled_agreement_is_paid_to_its_last_epoch_and_refunded() {
     let three = place.epoch_price_btt.checked_mul(3).unwrap();
     assert_eq!(shown.redeemed_btt, three);
     world.await_balance(0, btt(1000).checked_sub(three).unwrap());
+    world.check_supply();
+}
+
+/// A day proven, a day missed by a host that is gone: its day comes back, even if the payment for the other one lands
+/// between the renter's questions about stream and channel.
+#[test]
+fn a_payment_while_the_books_are_read_does_not_strand_the_rest_of_the_lock() {
+    let (world, id) = World::pair(2);
+    world.day(0);
+    world.kill(1);
+    world.day(0);
+    let place = world.only_place(id);
+    assert_eq!((place.days.as_str(), place.state, place.acknowledged), ("PO", RenterState::Closing, true));
+    let inner = world.market(0).renter().0.clone();
+    let records = inner.clone();
+    let agreement = place.agreement;
+    let r = world.on(0, async move { records.agreement(agreement).await.unwrap() });
+    assert_eq!(r.paid, Btt::ZERO);
+    let voucher = VerifiedVoucher::check(r.voucher.unwrap(), inner.money.domain(), &r.channel).unwrap();
+    let host = world.wallet(1);
+    world.wire.meanwhile(world.nodes[0].key.public(), async move {
+        host.redeem(&voucher).await.unwrap();
+    });
+    let left = btt(1000).checked_sub(place.epoch_price_btt).unwrap();
+    for _ in 0..6 {
+        world.day(0);
+    }
+    world.await_balance(0, left);
     world.check_supply();
 }
 

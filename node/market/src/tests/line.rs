@@ -49,7 +49,11 @@ impl Settlement for Line {
     }
 
     async fn stream(&self, channel: B256, stream: B256) -> Answer<Stream> {
-        self.ledger.stream(channel, stream).await
+        let answer = self.ledger.stream(channel, stream).await;
+        if let Some(f) = self.wire.after_stream(&self.me) {
+            f.await;
+        }
+        answer
     }
 
     async fn streams(&self, channel: B256, after: Option<B256>) -> Answer<Vec<(B256, Stream)>> {

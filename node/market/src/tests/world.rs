@@ -14,8 +14,9 @@ use btfs_ledger::{B256, Btt, PublicKey, SecretKey};
 use btfs_storage::db::StateDb;
 use btfs_storage::import::{self, Profile};
 use btfs_storage::{BlockSource, Bytes, Cid, Class, Pin, PinKind, Quota, Store, StoreOptions};
-use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::runtime::{Handle, Runtime};
@@ -68,6 +69,8 @@ pub struct Wire {
     deaf: Mutex<Vec<PublicKey>>,
     /// Messages so far, and the cut that is to come.
     plan: Mutex<Plan>,
+    /// Who asks the settlement about a stream next, and what happens right after the answer was made.
+    meanwhile: Mutex<Option<(PublicKey, BoxFuture<'static, ()>)>>,
 }
 
 #[derive(Default)]
@@ -117,6 +120,17 @@ impl Wire {
     /// Whether a node's line to the settlement is down.
     pub fn is_deaf(&self, key: &PublicKey) -> bool {
         self.deaf.lock().contains(key)
+    }
+
+    /// Lets `f` happen once, right after the settlement has answered a question of `key`'s about a stream, before
+    /// the answer arrives.
+    pub fn meanwhile(&self, key: PublicKey, f: impl Future<Output = ()> + Send + 'static) {
+        *self.meanwhile.lock() = Some((key, f.boxed()));
+    }
+
+    /// What is to happen after this node's question, if anything is left to.
+    pub fn after_stream(&self, key: &PublicKey) -> Option<BoxFuture<'static, ()>> {
+        self.meanwhile.lock().take_if(|(of, _)| of == key).map(|(_, f)| f)
     }
 
     /// Plans a cut at message number `at`, counted from now.
@@ -362,6 +376,13 @@ impl World {
     /// Ends a node at once.
     pub fn kill(&self, i: usize) {
         self.wire.kill(&self.nodes[i].key.public());
+    }
+
+    /// The wallet of a node that is down: it remembers no calls.
+    pub fn wallet(&self, i: usize) -> Wallet {
+        let db = StateDb::open(&self.nodes[i].dir.path().join("wallet"), &wallet::TABLES).unwrap();
+        let settlement = Arc::new(LocalLedger::new(self.ledger.clone()));
+        Wallet::new(db, self.nodes[i].key.clone(), settlement)
     }
 
     /// Whether a node runs.
