@@ -88,7 +88,8 @@ fn an_answer_holds_for_its_own_question_only() {
         judged(a, &request, AuditReply::Proof(leaves))
     };
     fails(changed(|l| l[0].data[0] ^= 1));
-    fails(changed(|l| l.swap(0, 1)));
+    // Two leaves alone may be the same one, drawn twice.
+    fails(changed(|l| l.rotate_left(1)));
     fails(changed(|l| l[3].path.truncate(1)));
     fails(changed(|l| l[3].path.push([0; 32])));
     fails(changed(|l| drop(l.pop())));
