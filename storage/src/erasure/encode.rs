@@ -4,15 +4,17 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use cid::Cid;
 
-use super::codec::{Encoder, ShardBytes};
+use super::codec::{Encoder, Hashing, ShardBytes};
 use super::{ErasureError, MAX_STRIPE_MEMORY, Plan, Shard, StripeSpec, shard_len};
 use crate::layout::Layout;
 use crate::{BlockSink, BlockSource, Bytes, dagpb, hash};
 
-/// A stripe with its parity made.
+/// A stripe whose parity was made.
 struct Coded {
     /// Positions of the blocks that have children.
     interior: Vec<u32>,
+    /// Parity that was hashed since the stripe before, in order: some may be of earlier ones, and some of this one come
+    /// with the next.
     parity: Vec<([u8; 32], Bytes)>,
 }
 
@@ -31,7 +33,8 @@ pub fn encode(
     sink: &mut dyn BlockSink,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Layout, ErasureError> {
-    let mut stripes = Vec::with_capacity(plan.stripes().len());
+    let mut interiors = Vec::with_capacity(plan.stripes().len());
+    let mut names = Vec::new();
     std::thread::scope(|scope| {
         let (give, coded) = sync_channel(0);
         let (go_on, wait) = sync_channel(1);
@@ -44,21 +47,26 @@ pub fn encode(
             if !is_alone {
                 go_on.send(()).expect("the thread waits after every stripe");
             }
-            let mut cids = Vec::with_capacity(parity.len());
             for (digest, block) in parity {
                 let cid = hash::cid_from_digest(hash::RAW, hash::SHA2_256, &digest);
                 sink.put(&cid, block)?;
-                cids.push(cid);
+                names.push(cid);
             }
             if is_alone {
                 go_on.send(()).expect("the thread waits after every stripe");
             }
             progress(data.iter().map(Shard::size).sum());
-            stripes.push(StripeSpec { data: data.to_vec(), parity: cids, interior });
+            interiors.push(interior);
         }
         Ok::<(), ErasureError>(())
     })?;
-    let (layout, blocks) = Layout::build(*root, plan.k, plan.m, stripes)?;
+    let stripes = plan.stripes().zip(names.chunks(usize::from(plan.m))).zip(interiors);
+    let stripe = |((data, parity), interior): ((&[Shard], &[Cid]), _)| StripeSpec {
+        data: data.to_vec(),
+        parity: parity.to_vec(),
+        interior,
+    };
+    let (layout, blocks) = Layout::build(*root, plan.k, plan.m, stripes.map(stripe).collect())?;
     for (cid, block) in blocks {
         sink.put(&cid, block)?;
     }
@@ -72,14 +80,15 @@ fn code_all(
     give: &SyncSender<Result<Coded, ErasureError>>,
     go_on: &Receiver<()>,
 ) {
-    let mut encoder = Encoder::default();
-    let mut code = |data: &[Shard]| {
+    let (mut encoder, mut hashing) = (Encoder::default(), Hashing::default());
+    let mut code = |data: &[Shard], last| {
         let (bytes, interior) = read_stripe(source, data)?;
         let parity = encoder.parity(&bytes, usize::from(plan.m), shard_len(data))?;
-        Ok(Coded { interior, parity })
+        Ok(Coded { interior, parity: hashing.hash(parity, last) })
     };
-    for data in plan.stripes() {
-        let coded = code(data);
+    let mut stripes = plan.stripes().peekable();
+    while let Some(data) = stripes.next() {
+        let coded = code(data, stripes.peek().is_none());
         let is_last = coded.is_err();
         if give.send(coded).is_err() || is_last || go_on.recv().is_err() {
             return;
@@ -96,7 +105,7 @@ pub fn regenerate(spec: &StripeSpec, source: &dyn BlockSource) -> Result<Vec<(Ci
     let (bytes, _) = read_stripe(source, &spec.data)?;
     let parity = Encoder::default().parity(&bytes, spec.parity.len(), spec.shard_len())?;
     let mut blocks = Vec::with_capacity(parity.len());
-    for ((digest, block), cid) in parity.into_iter().zip(&spec.parity) {
+    for ((digest, block), cid) in Hashing::default().hash(parity, true).into_iter().zip(&spec.parity) {
         if *cid != hash::cid_from_digest(hash::RAW, hash::SHA2_256, &digest) {
             return Err(ErasureError::False { cid: *cid });
         }

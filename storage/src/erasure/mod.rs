@@ -21,7 +21,7 @@
 //! * The bytes of parity follow from codec, k', m and shard length alone. They are coded in columns of
 //!   [`COLUMN`] bytes, a multiple of the codec's 64: that gives the same bytes as coding whole shards.
 //! * No stripe has more than [`MAX_STRIPE_MEMORY`] bytes, and of two that have no more together one may be made while the
-//!   other is stored; else one is in memory at a time.
+//!   other is stored; else one is in memory at a time. Up to 16 MiB of parity wait to be hashed with the next stripe's.
 //! * A false layout or a false parity block cannot harm: what does not hash to its CID is an error, never a block.
 
 mod codec;

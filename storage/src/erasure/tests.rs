@@ -311,6 +311,21 @@ fn lost_parity_is_made_again() {
     assert!(matches!(regenerate(&stripe, &without), Err(ErasureError::Missing(cid)) if cid == gone));
 }
 
+/// Parity that waits for that of later stripes gets the names that it would have had at once, whatever the lengths.
+#[test]
+fn parity_hashed_across_stripes_is_that_of_each_stripe() {
+    let sizes: Vec<usize> = (0..60).map(|i| (1 << 20) - 64 * (i * i % 700)).collect();
+    for (k, m) in [(2, 1), (4, 3), (10, 20), (3, 17)] {
+        let (layout, all) = coded(&sizes, k, m);
+        assert_eq!(layout.stripes().len(), sizes.len().div_ceil(usize::from(k)));
+        for stripe in layout.stripes() {
+            assert_eq!(stripe.parity.len(), usize::from(m));
+            let made = regenerate(stripe, &all).unwrap();
+            assert!(made.iter().all(|(cid, data)| all.0[&cid.hash().to_bytes()] == data), "{k}+{m}");
+        }
+    }
+}
+
 #[test]
 fn a_block_of_another_size_than_planned_is_an_error() {
     let (listed, mut store) = blocks(&[1000, 1000]);
