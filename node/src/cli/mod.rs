@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
+use crate::allocator::{self, Runs};
 use crate::repo::Repo;
 
 mod add;
@@ -181,6 +182,10 @@ pub(crate) fn print(bytes: &[u8]) -> anyhow::Result<()> {
 /// Parses the arguments, runs the command, tells how it went.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    allocator::set_up(match arguments.command {
+        Command::Daemon(_) => Runs::On,
+        _ => Runs::Once,
+    });
     let context = Context {
         path: arguments.repo.unwrap_or_else(Repo::default_path),
         json: arguments.json,
