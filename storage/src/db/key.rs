@@ -1,5 +1,7 @@
 //! Table keys as bytes that sort as the keys do.
 
+use arrayvec::ArrayVec;
+
 /// A key of a table: encodes to bytes whose order is the key's order.
 pub trait TableKey: Sized {
     /// The length of every encoding, when all have the same; `None` when it varies. A variable part of a tuple key
@@ -19,6 +21,15 @@ impl TableKey for Vec<u8> {
     }
     fn decode(bytes: &[u8]) -> Option<Self> {
         Some(bytes.to_vec())
+    }
+}
+
+impl<const MOST: usize> TableKey for ArrayVec<u8, MOST> {
+    fn encode(&self) -> Vec<u8> {
+        self.to_vec()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok()
     }
 }
 

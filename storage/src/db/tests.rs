@@ -1,3 +1,4 @@
+use arrayvec::ArrayVec;
 use proptest::prelude::*;
 
 use super::*;
@@ -172,5 +173,7 @@ proptest! {
     fn key_decoders_survive_anything(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
         let _ = <(String, u64)>::decode(&bytes);
         let _ = <(Vec<u8>, String, [u8; 4])>::decode(&bytes);
+        let most = ArrayVec::<u8, 20>::decode(&bytes);
+        prop_assert_eq!(most.map(|key| key.encode()), (bytes.len() <= 20).then_some(bytes));
     }
 }

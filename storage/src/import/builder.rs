@@ -253,6 +253,24 @@ fn single_leaf(
     Ok(Imported { root: cid, size, dag_size, blocks: 1 })
 }
 
+/// A file of one leaf, which comes with its block.
+pub(super) fn one_leaf(
+    profile: &Profile,
+    metadata: Metadata,
+    leaf: &Leaf,
+    block: Bytes,
+    sink: &mut dyn BlockSink,
+) -> Result<Imported, ImportError> {
+    if profile.layout() == Layout::Balanced && metadata.is_empty() {
+        sink.put(&leaf.cid, block)?;
+        let size = leaf.content.len() as u64;
+        return Ok(Imported { root: leaf.cid, size, dag_size: leaf.block_len, blocks: 0 });
+    }
+    let mut whole = WholeFile::new(profile, metadata);
+    whole.leaf(leaf, block, sink)?;
+    whole.finish(sink)
+}
+
 /// A file as an import makes it: leaves are stored, too, and modes and times recorded in the root.
 pub(super) struct WholeFile {
     builder: FileBuilder,

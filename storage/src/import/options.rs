@@ -6,9 +6,10 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
-use rustix::fs::{OFlags, Stat};
+use rustix::fs::OFlags;
 
 use super::ImportError;
+use super::small::State;
 use crate::unixfs::Metadata;
 
 /// Longest file of rules, in bytes; the longest that projects have are some ten thousand.
@@ -58,9 +59,9 @@ impl ImportOptions {
         self.recorded(mode, of.mtime(), u32::try_from(of.mtime_nsec()).unwrap_or(0))
     }
 
-    /// The same of a regular file, as the system tells it.
-    pub(super) fn metadata_of(&self, of: &Stat) -> Metadata {
-        self.recorded(Some(of.st_mode), of.st_mtime, u32::try_from(of.st_mtime_nsec).unwrap_or(0))
+    /// The same of a small file.
+    pub(super) fn metadata_of(&self, of: &State) -> Metadata {
+        self.recorded(Some(of.mode), of.mtime, of.mtime_nsec)
     }
 
     /// `mode`: `None` for what has none of its own.

@@ -9,6 +9,7 @@
 //! What lies ready is bounded over all directories that the walk is in.
 
 use std::collections::VecDeque;
+use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -44,9 +45,27 @@ const SHARE: usize = 4;
 /// Most reading threads: the walk and the sink are then slower than they are.
 const MAX_READERS: usize = 2;
 
+/// What is told of a file beside its content, and is different after it was written to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct State {
+    size: i64,
+    pub(super) mode: u32,
+    /// Time of the last change, Unix seconds,
+    pub(super) mtime: i64,
+    /// and nanoseconds.
+    pub(super) mtime_nsec: u32,
+}
+
+impl State {
+    fn of(stat: &Stat) -> State {
+        let mtime_nsec = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
+        State { size: stat.st_size, mode: stat.st_mode, mtime: stat.st_mtime, mtime_nsec }
+    }
+}
+
 /// A small file as it was read.
 pub(super) struct Small {
-    pub(super) stat: Stat,
+    pub(super) state: State,
     pub(super) leaf: Leaf,
     pub(super) block: Bytes,
     /// Held for as long as it lies ready.
@@ -76,7 +95,7 @@ impl Drop for Claim {
 /// A small file that is open.
 struct Opened {
     file: File,
-    stat: Stat,
+    state: State,
     claim: Claim,
 }
 
@@ -88,7 +107,7 @@ impl Opened {
 
 /// What a small file holds.
 struct Content {
-    stat: Stat,
+    state: State,
     bytes: Bytes,
     claim: Claim,
 }
@@ -104,8 +123,36 @@ struct Answer {
 
 struct Job {
     directory: PathBuf,
-    names: Vec<Name>,
+    names: Listed,
     answer: SyncSender<Answer>,
+}
+
+/// Names of a run, in one piece: what is allocated for each alone, here and freed there, makes threads wait for each
+/// other.
+struct Listed {
+    /// Each ended by the byte that no name has in it.
+    names: Vec<u8>,
+    /// Which of them are regular files.
+    are_files: Vec<bool>,
+}
+
+impl Listed {
+    fn new(names: &[Name]) -> Listed {
+        let mut all = Vec::with_capacity(names.iter().map(|name| name.name.len() + 1).sum());
+        for name in names {
+            all.extend_from_slice(name.name.as_bytes());
+            all.push(0);
+        }
+        Listed { names: all, are_files: names.iter().map(|name| name.is_file).collect() }
+    }
+
+    /// Each name, if it is that of a regular file.
+    fn files(&self) -> impl Iterator<Item = Option<&CStr>> {
+        let names = self.names.split_inclusive(|byte| *byte == 0);
+        names
+            .zip(&self.are_files)
+            .map(|(name, is_file)| is_file.then(|| CStr::from_bytes_with_nul(name)).and_then(Result::ok))
+    }
 }
 
 /// The reading threads of one import, started when first needed.
@@ -212,7 +259,7 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
                 None => self.jobs.insert(start(self.scope, profile, &self.ready)),
             };
             let directory = path.to_owned();
-            let job = Job { directory, names: names.to_vec(), answer };
+            let job = Job { directory, names: Listed::new(names), answer };
             jobs.send(job).expect("the threads live as long as their import");
             queue.runs.push_back(Run { entries: names.len(), answer: Some(answered) });
             self.runs += 1;
@@ -242,31 +289,31 @@ fn start<'scope>(
 }
 
 /// The small files among these entries of a directory.
-fn read_run(directory: &Path, names: &[Name], profile: &Profile, ready: &Arc<AtomicUsize>) -> Answer {
+fn read_run(directory: &Path, names: &Listed, profile: &Profile, ready: &Arc<AtomicUsize>) -> Answer {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(directory) = rustix::fs::open(directory, flags, Mode::empty()) else { return Answer::default() };
     let mut wanted = 0;
-    let mut open = |name: &Name| {
-        let (file, stat, len) = name.is_file.then(|| open(directory.as_fd(), &name.name)).flatten()?;
+    let mut open = |name: Option<&CStr>| {
+        let (file, state, len) = open(directory.as_fd(), name?)?;
         wanted += len;
-        Some(Opened { file, stat, claim: Claim::take(ready, len)? })
+        Some(Opened { file, state, claim: Claim::take(ready, len)? })
     };
-    let files: Vec<_> = read_all(names.iter().map(&mut open).collect())
+    let files: Vec<_> = read_all(names.files().map(&mut open).collect())
         .into_iter()
         .map(|found| found.map(|content| (profile.leaf_block(&content.bytes), content)))
         .collect();
     let blocks: Vec<Bytes> = files.iter().flatten().map(|(block, _)| block.clone()).collect();
     let mut cids = profile.leaf_cids(&blocks).into_iter();
     let mut small = |(block, content): (Bytes, Content)| {
-        let Content { stat, bytes: content, claim } = content;
+        let Content { state, bytes: content, claim } = content;
         let leaf = Leaf { cid: cids.next()?, offset: 0, content, block_len: block.len() as u64 };
-        Some(Small { stat, leaf, block, claim })
+        Some(Small { state, leaf, block, claim })
     };
     Answer { entries: files.into_iter().map(|file| file.and_then(&mut small)).collect(), bytes: wanted }
 }
 
 /// A small regular file as it is now, and its length; the walk finds out what anything else is.
-fn open(directory: BorrowedFd<'_>, name: &str) -> Option<(File, Stat, usize)> {
+fn open(directory: BorrowedFd<'_>, name: &CStr) -> Option<(File, State, usize)> {
     // What took a file's place since it was listed is not followed, and not waited for.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?);
@@ -274,7 +321,7 @@ fn open(directory: BorrowedFd<'_>, name: &str) -> Option<(File, Stat, usize)> {
     // A file that tells no size may have content all the same.
     let len = usize::try_from(stat.st_size).ok().filter(|len| (1..=SMALL).contains(len))?;
     let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    is_file.then_some((file, stat, len))
+    is_file.then_some((file, State::of(&stat), len))
 }
 
 /// What those of the files hold that do not change meanwhile.
@@ -306,23 +353,23 @@ fn read_together(files: Vec<Option<Opened>>) -> impl Iterator<Item = Option<Cont
     let mut buffer = Vec::with_capacity(files.iter().flatten().map(Opened::len).sum());
     let mut read = |opened: Opened| {
         let (begin, end) = (buffer.len(), buffer.len() + opened.len());
-        let Opened { file, stat, claim } = opened;
-        let state = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+        let Opened { file, state, claim } = opened;
         let read = rustix::io::read(&file, rustix::buffer::spare_capacity(&mut buffer)).is_ok();
-        let same = rustix::fs::fstat(&file).is_ok_and(|after| state(&stat) == state(&after));
+        let same = rustix::fs::fstat(&file).is_ok_and(|after| state == State::of(&after));
         let whole = read && same && buffer.len() >= end;
         buffer.truncate(if whole { end } else { begin });
-        whole.then_some((stat, begin..end, claim))
+        whole.then_some((state, begin..end, claim))
     };
     let read: Vec<_> = files.into_iter().map(|file| file.and_then(&mut read)).collect();
     let buffer = Bytes::from(buffer);
     read.into_iter()
-        .map(move |found| found.map(|(stat, at, claim)| Content { stat, bytes: buffer.slice(at), claim }))
+        .map(move |found| found.map(|(state, at, claim)| Content { state, bytes: buffer.slice(at), claim }))
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::ffi::CString;
     use std::fs;
     use std::os::unix::fs::symlink;
 
@@ -428,9 +475,9 @@ mod tests {
         symlink("small", at("link")).unwrap();
         let directory = File::open(dir.path()).unwrap();
         let ready = Arc::default();
-        let open = |name| {
-            let (file, stat, len) = open(directory.as_fd(), name)?;
-            Some(Opened { file, stat, claim: Claim::take(&ready, len)? })
+        let open = |name: &str| {
+            let (file, state, len) = open(directory.as_fd(), &CString::new(name).unwrap())?;
+            Some(Opened { file, state, claim: Claim::take(&ready, len)? })
         };
         let read = |name| read_all(vec![open(name)]).remove(0).map(|content| content.bytes);
         assert_eq!(&read("small").unwrap()[..], b"content");
@@ -458,7 +505,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), vec![1; SMALL]).unwrap();
         let (ready, profile) = (Arc::default(), Profile::V1_2025);
-        let run = |many| read_run(dir.path(), &named(&vec!["file"; many]), &profile, &ready);
+        let run = |many| read_run(dir.path(), &Listed::new(&named(&vec!["file"; many])), &profile, &ready);
         let mut held: Vec<Answer> = (0..READY / SMALL / RUN).map(|_| run(RUN)).collect();
         assert!(held.iter().all(|answer| answer.entries.iter().all(Option::is_some)));
         let more = run(3);
@@ -485,7 +532,8 @@ mod tests {
             let mut queue = Queue::default();
             // The directory could not be opened for the first run.
             let (answer, answered) = sync_channel(1);
-            answer.send(read_run(&dir.path().join("absent"), &names[..RUN], &profile, &ahead.ready)).unwrap();
+            let listed = Listed::new(&names[..RUN]);
+            answer.send(read_run(&dir.path().join("absent"), &listed, &profile, &ahead.ready)).unwrap();
             queue.runs.push_back(Run { entries: RUN, answer: Some(answered) });
             (queue.given, ahead.runs) = (RUN, 1);
             for (number, name) in names.iter().enumerate() {

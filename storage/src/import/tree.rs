@@ -13,7 +13,7 @@ use bytes::Bytes;
 use cid::Cid;
 use rustix::fs::OFlags;
 
-use super::builder::WholeFile;
+use super::builder::{WholeFile, one_leaf};
 use super::directory::put_directory;
 use super::pipeline::{Failure, Pipeline};
 use super::small::{Ahead, Queue, Small};
@@ -34,7 +34,6 @@ pub(super) struct Importer<'a, 's, 'scope, 'env> {
 }
 
 /// An entry of a directory, as the directory tells it.
-#[derive(Clone)]
 pub(super) struct Name {
     pub(super) name: String,
     /// Whether it is a regular file.
@@ -251,11 +250,10 @@ impl Importer<'_, '_, '_, '_> {
     fn small(&mut self, file: Small, names: &[String]) -> Result<Imported, ImportError> {
         let size = file.leaf.content.len() as u64;
         self.observer.file_start(names, Some(size));
-        let mut whole = WholeFile::new(self.profile, self.options.metadata_of(&file.stat));
+        let metadata = self.options.metadata_of(&file.state);
         let blocks = self.sink.blocks;
-        whole.leaf(&file.leaf, file.block, self.sink)?;
+        let mut imported = one_leaf(self.profile, metadata, &file.leaf, file.block, self.sink)?;
         self.observer.leaf(&file.leaf);
-        let mut imported = whole.finish(self.sink)?;
         imported.blocks = self.sink.blocks - blocks;
         self.done = self.done.checked_add(size).ok_or(ImportError::TooLarge)?;
         (self.progress)(self.done);

@@ -20,7 +20,7 @@ use cid::Cid;
 use moka::sync::Cache;
 
 use super::volumes::Volumes;
-use super::{Shared, Store, key};
+use super::{Key, Shared, Store, key};
 use crate::StoreError;
 
 /// Fingerprints of what was read, each in the place that its hash gives it: what is read again before some 16,000 others
@@ -44,7 +44,7 @@ pub struct HotStat {
 
 /// The cache.
 pub(super) struct HotBlocks {
-    blocks: Cache<Vec<u8>, Bytes>,
+    blocks: Cache<Key, Bytes>,
     capacity: u64,
     remembered: Box<[AtomicU64]>,
     hits: AtomicU64,
@@ -53,7 +53,7 @@ pub(super) struct HotBlocks {
 
 impl HotBlocks {
     fn new(capacity: u64) -> HotBlocks {
-        let weigh = |key: &Vec<u8>, block: &Bytes| (key.len() + block.len() + BESIDE) as u32; // at most MAX_BLOCK
+        let weigh = |key: &Key, block: &Bytes| (key.len() + block.len() + BESIDE) as u32; // at most MAX_BLOCK
         HotBlocks {
             blocks: Cache::builder().max_capacity(capacity).weigher(weigh).build(),
             capacity,
@@ -76,7 +76,7 @@ impl HotBlocks {
     }
 
     /// Notes that a block was read from the database, and keeps a copy if it was not long ago that it was last.
-    fn read(&self, key: Vec<u8>, block: &Bytes) {
+    fn read(&self, key: Key, block: &Bytes) {
         self.misses.fetch_add(1, Ordering::Relaxed);
         // The end of a digest is as good as random, and never all zeros by chance.
         let Some(end) = key.last_chunk() else { return };

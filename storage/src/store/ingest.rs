@@ -10,7 +10,7 @@ use super::behind::Writer;
 use super::lease::Lease;
 use super::rocks::Log;
 use super::write::{Incoming, Written};
-use super::{Shared, key};
+use super::{Key, Shared, key};
 use crate::db::Batch;
 use crate::hash;
 use crate::{BlockSink, Class, MAX_BLOCK, StoreError};
@@ -38,11 +38,11 @@ pub struct Ingest {
     buffer: Vec<Incoming>,
     buffered: usize,
     /// Keys in the buffer, with their sizes.
-    waiting: HashMap<Vec<u8>, u64>,
+    waiting: HashMap<Key, u64>,
     /// Writes full buffers; started with the first.
     writer: Option<Writer>,
     /// Keys that are with it, with their sizes.
-    with_writer: HashMap<Vec<u8>, u64>,
+    with_writer: HashMap<Key, u64>,
     /// Whether blocks were written, or relied upon, that only a flush makes durable.
     needs_flush: bool,
     failed: bool,

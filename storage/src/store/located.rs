@@ -23,12 +23,12 @@ use serde::{Deserialize, Serialize};
 
 use super::gc::Marks;
 use super::volumes::Volumes;
-use super::{Ingest, Ingested, Shared, Store, key};
+use super::{Ingest, Ingested, Key, Shared, Store, key};
 use crate::db::{Batch, DbError, StateDb, Table, TableKey, head};
 use crate::{BlockSink, MAX_BLOCK, Place, StoreError, hash};
 
 /// What a place is kept under: the block's multihash and the file's path.
-type PlaceKey = (Vec<u8>, Vec<u8>);
+type PlaceKey = (Key, Vec<u8>);
 
 /// Every place.
 const PLACES: Table<PlaceKey, Row> = Table::new("storage.places");
@@ -169,7 +169,7 @@ impl Shared {
 
     /// How many blocks there are in files alone, and their bytes. The files are not looked at.
     pub(super) fn only_in_files(&self, db: &Volumes) -> Result<(u64, u64), StoreError> {
-        let (mut blocks, mut bytes, mut last) = (0, 0, Vec::new());
+        let (mut blocks, mut bytes, mut last) = (0, 0, Key::new());
         for record in self.state.scan(&PLACES, &[]) {
             let ((key, _), row) = record?;
             // Places of one block lie side by side.

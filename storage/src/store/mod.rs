@@ -390,16 +390,15 @@ impl BlockSource for Store {
     }
 }
 
-/// What a block is known by: its multihash, so that all CIDs of the same bytes name one block.
-fn key(cid: &Cid) -> Vec<u8> {
-    cid.hash().to_bytes()
-}
-
 /// Most bytes of a key: a code of 64 bits, a length of up to 127, and the digest.
 const MOST_KEY: usize = 11 + hash::MAX_DIGEST;
 
-/// [`key`] without an allocation, for who asks for many.
-fn brief_key(cid: &Cid) -> ArrayVec<u8, MOST_KEY> {
+/// What a block is known by. It is made, copied and dropped for every block that comes, mostly by different threads:
+/// allocations made them wait for each other.
+type Key = ArrayVec<u8, MOST_KEY>;
+
+/// The key of a block: its multihash, so that all CIDs of the same bytes name one block.
+fn key(cid: &Cid) -> Key {
     let mut bytes = [0; MOST_KEY];
     let len = cid.hash().write(bytes.as_mut_slice()).expect("there is room for any that a CID can have");
     let mut key = ArrayVec::from(bytes);

@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 
 use super::graph::{children, has_links};
 use super::write::LOOKED_UP;
-use super::{Shared, Store, brief_key, key};
+use super::{Key, Shared, Store, key};
 use crate::db::{Batch, DbError, StateDb, Table, TableKey, head};
 use crate::threads::on_threads;
 use crate::{BlockSource, Class, StoreError, hash};
@@ -25,7 +25,7 @@ const PINS: Table<PinId, Stored> = Table::new("storage.pins");
 /// Pages of the list of a list pin: (id, page number) -> multihashes.
 const LISTS: Table<(PinId, u32), Vec<ByteBuf>> = Table::new("storage.pin_lists");
 /// (root's multihash, id): which pins keep a root.
-const ROOTS: Table<(Vec<u8>, PinId), ()> = Table::new("storage.pin_roots");
+const ROOTS: Table<(Key, PinId), ()> = Table::new("storage.pin_roots");
 /// (unix seconds, id): which pins end when, so that a sweep looks at no others.
 const EXPIRIES: Table<(u64, PinId), ()> = Table::new("storage.pin_expiries");
 
@@ -176,7 +176,7 @@ impl Store {
         let pin = Pin { kind: PinKind::List, ..pin.clone() };
         let mut pages = 0;
         for page in blocks.chunks(LIST_PAGE) {
-            let page: Vec<ByteBuf> = page.iter().map(|cid| ByteBuf::from(key(cid))).collect();
+            let page: Vec<ByteBuf> = page.iter().map(|cid| ByteBuf::from(key(cid).as_slice())).collect();
             batch.put(&LISTS, &(pin.id.clone(), pages), &page)?;
             pages += 1;
         }
@@ -417,8 +417,8 @@ impl Shared {
         let (db, _) = self.db()?;
         let generation = self.leases.generation();
         let mut unknown: Vec<&Cid> = cids.iter().filter(|cid| hash::inline(cid).is_none()).collect();
-        self.fresh.retain_unknown(generation, &mut unknown, |cid| brief_key(cid));
-        let mut blocks: Vec<(Vec<u8>, &Cid)> = unknown.into_iter().map(|cid| (key(cid), cid)).collect();
+        self.fresh.retain_unknown(generation, &mut unknown, |cid| key(cid));
+        let mut blocks: Vec<(Key, &Cid)> = unknown.into_iter().map(|cid| (key(cid), cid)).collect();
         blocks.sort_unstable();
         blocks.dedup_by(|a, b| a.0 == b.0);
         for some in blocks.chunks(LOOKED_UP) {

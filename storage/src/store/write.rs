@@ -21,7 +21,7 @@ use super::rocks::{BlockDb, Counter, Log, Meta};
 use super::volumes::directories::{Directory, DirectoryId};
 use super::volumes::opening::How;
 use super::volumes::{Changes, Place, Volumes, opening};
-use super::{Shared, Slot};
+use super::{Key, Shared, Slot};
 use crate::db::DbError;
 use crate::{Class, StoreError};
 
@@ -60,7 +60,7 @@ impl Stripes {
 
 /// A block on its way in.
 pub(super) struct Incoming {
-    pub key: Vec<u8>,
+    pub key: Key,
     pub data: Bytes,
 }
 

@@ -116,9 +116,9 @@ mod tests {
     use multihash::Multihash;
 
     use super::*;
-    use crate::store::key;
+    use crate::store::{Key, key};
 
-    fn sample(number: u32) -> (Vec<u8>, Vec<u8>) {
+    fn sample(number: u32) -> (Key, Vec<u8>) {
         let data = number.to_be_bytes().repeat(10);
         (key(&hash::cid_v1(hash::RAW, &data)), data)
     }
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn names_are_short_differ_and_keep_the_order_of_heads() {
         let names = Names::new([7; 16], false);
-        let mut keys: Vec<Vec<u8>> = (0..10_000).map(|number| sample(number).0).collect();
+        let mut keys: Vec<Key> = (0..10_000).map(|number| sample(number).0).collect();
         keys.sort();
         let named: Vec<Name> = keys.iter().map(|key| names.of(key)).collect();
         assert!(named.iter().all(|name| name.len() == 2 + HEAD + TAG));
@@ -151,10 +151,10 @@ mod tests {
     fn bytes_give_the_key_of_either_row_and_nothing_of_a_foreign_one() {
         let names = Names::new([7; 16], true);
         let (key, data) = sample(1);
-        assert_eq!(key_of(&names.of(&key), &data), Some(key.clone()));
-        assert_eq!(key_of(&key, &data), Some(key.clone()));
+        assert_eq!(key_of(&names.of(&key), &data), Some(key.to_vec()));
+        assert_eq!(key_of(&key, &data), Some(key.to_vec()));
         assert_eq!(names.older(&key), Some(key.as_slice()));
-        assert_eq!(key_of(&key, &sample(2).1), Some(key.clone()), "rotten bytes do not hide it");
+        assert_eq!(key_of(&key, &sample(2).1), Some(key.to_vec()), "rotten bytes do not hide it");
         assert_eq!(key_of(&names.of(&key), &sample(2).1), None);
         assert_eq!(key_of(&[], &data), None);
         assert_eq!(key_of(&[0xff; 20], &data), None);

@@ -252,7 +252,7 @@ fn blocks_whose_keys_begin_alike_are_listed_in_order_where_the_metadata_is_damag
     let (table, at) = health::tables_of(&dir.path().join("blocks"), &blocks[0]).remove(0);
     health::flip(&table, at);
     let store = open(dir.path());
-    let mut expected: Vec<Vec<u8>> = blocks.iter().map(|(cid, _)| key(cid)).collect();
+    let mut expected: Vec<Key> = blocks.iter().map(|(cid, _)| key(cid)).collect();
     expected.sort();
     let listed = |start: Option<&Cid>| {
         let blocks = store.blocks(start, 100).unwrap();

@@ -28,7 +28,7 @@ struct Place {
 }
 
 /// The records of a blob file that is whole, by the keys of their blocks.
-fn records(file: &Path) -> Vec<(Vec<u8>, Place)> {
+fn records(file: &Path) -> Vec<(Key, Place)> {
     let bytes = std::fs::read(file).unwrap();
     let mut found = Vec::new();
     let mut at = HEADER;
@@ -45,7 +45,7 @@ fn records(file: &Path) -> Vec<(Vec<u8>, Place)> {
 }
 
 /// Where the live records are: in the files that were not there before.
-fn live(dir: &Path, known: &mut HashSet<PathBuf>) -> HashMap<Vec<u8>, Place> {
+fn live(dir: &Path, known: &mut HashSet<PathBuf>) -> HashMap<Key, Place> {
     let entries = std::fs::read_dir(dir.join("blocks")).unwrap().map(|entry| entry.unwrap().path());
     let new = entries.filter(|path| path.extension().is_some_and(|ending| ending == "blob"));
     let new: Vec<PathBuf> = new.filter(|path| known.insert(path.clone())).collect();

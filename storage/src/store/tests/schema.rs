@@ -126,7 +126,7 @@ fn blocks_under_their_keys_and_under_names_live_side_by_side() {
     health::flip(&table, at);
     let damaged = open(whole.path());
     reads(&damaged);
-    let mut all: Vec<Vec<u8>> = old.iter().chain(&new).map(|(cid, _)| key(cid)).collect();
+    let mut all: Vec<Key> = old.iter().chain(&new).map(|(cid, _)| key(cid)).collect();
     all.sort();
     let listed: Vec<_> = damaged.blocks(None, 100).unwrap().iter().map(|block| key(&block.cid)).collect();
     assert_eq!(listed, all);
