@@ -11,7 +11,7 @@
 //! Invariants: the repo's lock is held while its databases are open; secrets stay in files of mode 0600 and
 //! never reach logs, errors or arguments; a failure says what is unaffected and what to do.
 
-pub mod allocator;
+mod allocator;
 pub mod api;
 pub mod calls;
 pub mod cli;

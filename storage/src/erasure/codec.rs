@@ -173,9 +173,16 @@ fn threads_for(bytes: usize) -> usize {
 
 /// Parity on its way to its names. A processor may hash many messages in the time of some, so shards that are too few wait
 /// for those of the next stripe: of 10+20 that spares a seventh of the hashing, of 4+2 half.
-#[derive(Default)]
 pub(super) struct Hashing {
     waiting: Vec<Bytes>,
+    /// Messages that are hashed at once.
+    lanes: usize,
+}
+
+impl Default for Hashing {
+    fn default() -> Hashing {
+        Hashing { waiting: Vec::new(), lanes: hash::lanes() }
+    }
 }
 
 impl Hashing {
@@ -183,7 +190,7 @@ impl Hashing {
     /// `last` none is left.
     pub(super) fn hash(&mut self, shards: Vec<Bytes>, last: bool) -> Vec<([u8; 32], Bytes)> {
         self.waiting.extend(shards);
-        let whole = self.waiting.len() - self.waiting.len() % hash::lanes();
+        let whole = self.waiting.len() - self.waiting.len() % self.lanes;
         let bytes = |shards: &[Bytes]| shards.iter().map(Bytes::len).sum::<usize>();
         let wait = !last && bytes(&self.waiting[whole..]) <= WAITING;
         let left = if wait { self.waiting.split_off(whole) } else { Vec::new() };
@@ -191,7 +198,7 @@ impl Hashing {
         if ready.is_empty() {
             return Vec::new();
         }
-        let together = hashed_together(ready.len(), threads_for(bytes(&ready)));
+        let together = together(ready.len(), threads_for(bytes(&ready)), self.lanes);
         let hashed = on_threads(ready.chunks(together).map(|shards| {
             let shards: Vec<&[u8]> = shards.iter().map(|shard| &shard[..]).collect();
             move || hash::sha256_all(&shards)
@@ -201,9 +208,9 @@ impl Hashing {
 }
 
 /// How many of some shards a thread hashes.
-fn hashed_together(shards: usize, threads: usize) -> usize {
+fn together(shards: usize, threads: usize, lanes: usize) -> usize {
     let share = shards.div_ceil(threads);
-    if shards < hash::lanes() { share } else { share.next_multiple_of(hash::lanes()) }
+    if shards < lanes { share } else { share.next_multiple_of(lanes) }
 }
 
 /// What a decoder is given for a range of columns.
@@ -265,17 +272,19 @@ mod tests {
     #[test]
     fn shards_are_hashed_in_order_and_few_bytes_wait() {
         for (len, many) in [(640, 5), (1 << 20, 5), (5 << 20, 5), (64, 40), (2 << 20, 17)] {
-            let shard = |number: usize| Bytes::from(vec![number as u8; len]);
-            let (mut hashing, mut given) = (Hashing::default(), Vec::new());
-            for stripe in 0..7 {
-                let shards = (stripe * many..(stripe + 1) * many).map(shard).collect();
-                given.extend(hashing.hash(shards, stripe == 6));
-                let waiting = (stripe + 1) * many - given.len();
-                assert!(waiting < hash::lanes() && waiting * len <= WAITING, "{waiting} of {len} wait");
-            }
-            assert_eq!(given.len(), 7 * many);
-            for (number, (digest, found)) in given.into_iter().enumerate() {
-                assert!(found == shard(number) && digest == hash::sha256(&found), "{number}");
+            for lanes in [1, 4, 16] {
+                let shard = |number: usize| Bytes::from(vec![number as u8; len]);
+                let (mut hashing, mut given) = (Hashing { lanes, ..Hashing::default() }, 0);
+                for stripe in 0..5 {
+                    let shards = (stripe * many..(stripe + 1) * many).map(shard).collect();
+                    for (digest, found) in hashing.hash(shards, stripe == 4) {
+                        assert!(found == shard(given) && digest == hash::sha256(&found), "{given} of {len}");
+                        given += 1;
+                    }
+                    let waiting = (stripe + 1) * many - given;
+                    assert!(waiting < lanes && waiting * len <= WAITING, "{waiting} of {len} wait");
+                }
+                assert_eq!(given, 5 * many);
             }
         }
         assert!(Hashing::default().hash(Vec::new(), true).is_empty());

@@ -60,13 +60,15 @@ pub fn encode(
         }
         Ok::<(), ErasureError>(())
     })?;
-    let stripes = plan.stripes().zip(names.chunks(usize::from(plan.m))).zip(interiors);
-    let stripe = |((data, parity), interior): ((&[Shard], &[Cid]), _)| StripeSpec {
+    let m = usize::from(plan.m);
+    assert_eq!(names.len(), interiors.len() * m, "each stripe has all its parity");
+    let mut names = names.into_iter();
+    let stripes = plan.stripes().zip(interiors).map(|(data, interior)| StripeSpec {
         data: data.to_vec(),
-        parity: parity.to_vec(),
+        parity: names.by_ref().take(m).collect(),
         interior,
-    };
-    let (layout, blocks) = Layout::build(*root, plan.k, plan.m, stripes.map(stripe).collect())?;
+    });
+    let (layout, blocks) = Layout::build(*root, plan.k, plan.m, stripes.collect())?;
     for (cid, block) in blocks {
         sink.put(&cid, block)?;
     }

@@ -314,7 +314,7 @@ fn lost_parity_is_made_again() {
 /// Parity that waits for that of later stripes gets the names that it would have had at once, whatever the lengths.
 #[test]
 fn parity_hashed_across_stripes_is_that_of_each_stripe() {
-    let sizes: Vec<usize> = (0..60).map(|i| (1 << 20) - 64 * (i * i % 700)).collect();
+    let sizes: Vec<usize> = (0..24).map(|i| (1 << 20) - 64 * (i * i % 350)).collect();
     for (k, m) in [(2, 1), (4, 3), (10, 20), (3, 17)] {
         let (layout, all) = coded(&sizes, k, m);
         assert_eq!(layout.stripes().len(), sizes.len().div_ceil(usize::from(k)));

@@ -45,7 +45,7 @@ const SHARE: usize = 4;
 /// Most reading threads: the walk and the sink are then slower than they are.
 const MAX_READERS: usize = 2;
 
-/// What is told of a file beside its content, and is different after it was written to.
+/// What is told of a file beside its content: one that was written to meanwhile tells something else.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct State {
     size: i64,

@@ -6,10 +6,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_bytes::ByteBuf;
 
+use super::located::{PlaceKey, Row as PlaceRow};
 use super::pins::Stored;
 use super::quota::Promise;
 use super::rocks::Meta;
-use super::{PinId, PinKind};
+use super::{Key, PinId, PinKind, key as key_of};
 use crate::Class;
 use crate::alias::Key as AliasKey;
 use crate::db::TableKey;
@@ -26,9 +27,11 @@ pub fn state_records(bytes: &[u8]) -> u32 {
         record::<u64>(bytes),
         key::<PinId>(bytes),
         key::<(PinId, u32)>(bytes),
-        key::<(Vec<u8>, PinId)>(bytes),
+        key::<(Key, PinId)>(bytes),
         key::<(u64, PinId)>(bytes),
         key::<AliasKey>(bytes),
+        record::<PlaceRow>(bytes),
+        key::<PlaceKey>(bytes),
         meta(bytes),
     ];
     found.iter().fold(0, |bits, found| bits << 1 | u32::from(*found))
@@ -46,17 +49,20 @@ pub fn state_examples() -> Vec<Vec<u8>> {
         expires: Some(u64::MAX),
     };
     let id = pin.id.clone();
-    let digest = root.hash().to_bytes();
+    let multihash = key_of(&root);
+    let place = PlaceRow { offset: 1 << 40, len: 1 << 20, mtime: (1 << 31, 999), generation: 7 };
     let cbor =
         |written: Result<Vec<u8>, _>| written.unwrap_or_else(|error| panic!("a record is written: {error}"));
     vec![
         cbor(serde_ipld_dagcbor::to_vec(&Stored { pin, pages: 3 })),
         cbor(serde_ipld_dagcbor::to_vec(&Promise { class: Class::Hosted, bytes: 1 << 40 })),
-        cbor(serde_ipld_dagcbor::to_vec(&vec![ByteBuf::from(digest.clone()); 5])),
+        cbor(serde_ipld_dagcbor::to_vec(&vec![ByteBuf::from(multihash.to_vec()); 5])),
         cbor(serde_ipld_dagcbor::to_vec(&u64::MAX)),
         (id.clone(), 7u32).encode(),
-        (digest, id.clone()).encode(),
+        (multihash.clone(), id.clone()).encode(),
         (1u64 << 40, id).encode(),
+        cbor(serde_ipld_dagcbor::to_vec(&place)),
+        (multihash, b"/home/file".to_vec()).encode(),
         Meta { size: 1 << 20, class: Class::Cache, quarantined: true, generation: 300 }.encode().to_vec(),
     ]
 }

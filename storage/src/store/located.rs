@@ -28,7 +28,7 @@ use crate::db::{Batch, DbError, StateDb, Table, TableKey, head};
 use crate::{BlockSink, MAX_BLOCK, Place, StoreError, hash};
 
 /// What a place is kept under: the block's multihash and the file's path.
-type PlaceKey = (Key, Vec<u8>);
+pub(super) type PlaceKey = (Key, Vec<u8>);
 
 /// Every place.
 const PLACES: Table<PlaceKey, Row> = Table::new("storage.places");
@@ -41,13 +41,13 @@ const BATCH: usize = 4096;
 
 /// What is kept of a place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Row {
-    offset: u64,
-    len: u32,
+pub(super) struct Row {
+    pub(super) offset: u64,
+    pub(super) len: u32,
     /// Seconds and nanoseconds: when the file was last written to, as it was added.
-    mtime: (i64, u32),
+    pub(super) mtime: (i64, u32),
     /// The generation it was made in.
-    generation: u64,
+    pub(super) generation: u64,
 }
 
 /// What is known of the places without reading them.

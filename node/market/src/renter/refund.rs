@@ -51,15 +51,16 @@ impl Inner {
     ) -> Result<(), RentError> {
         let _one = self.paying.lock().await;
         self.money.resume().await?;
-        let view = self.money.channel(channel).await?;
+        let before = self.money.channel(channel).await?;
         self.read_paid(channel, &of).await?;
         let needed = self.needs(channel).await?;
-        if self.money.channel(channel).await? != view {
-            // Redeemed in between: what left the lock may still count as owed, and the rest would seem needed. The
-            // news of it lead here again.
+        let view = self.money.channel(channel).await?;
+        let free = view.locked.saturating_sub(needed);
+        // What was redeemed in between left the lock and may still count as owed: more may be free, never less. Then only
+        // what takes that much back goes on; the news of it lead here again.
+        if view != before && (free == Btt::ZERO || view.pending > free) {
             return Ok(());
         }
-        let free = view.locked.saturating_sub(needed);
         if view.pending > free {
             // Announced when less was needed: it would take what is promised now.
             self.money.decrease(channel, free).await?;

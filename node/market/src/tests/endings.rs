@@ -59,11 +59,12 @@ fn a_payment_while_the_books_are_read_does_not_strand_the_rest_of_the_lock() {
     world.wire.meanwhile(world.nodes[0].key.public(), async move {
         host.redeem(&voucher).await.unwrap();
     });
-    let left = btt(1000).checked_sub(place.epoch_price_btt).unwrap();
+    let day = place.epoch_price_btt;
     for _ in 0..6 {
         world.day(0);
     }
-    world.await_balance(0, left);
+    world.await_balance(0, btt(1000).checked_sub(day).unwrap());
+    assert_eq!(world.balance(1), btt(1000).checked_add(day).unwrap(), "it was paid meanwhile");
     world.check_supply();
 }
 
