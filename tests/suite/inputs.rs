@@ -150,6 +150,10 @@ fn unreadable_paths() {
         std::fs::write(dir.path().join(name), name).expect("a file");
     }
     mode(&dir.path().join("tree/b-closed"), 0);
+    let closed = dir.path().join("closed");
+    std::fs::create_dir(&closed).expect("a directory");
+    mode(&closed, 0);
+    let within = closed.join("x");
     let run = |arguments: &[&str]| as_nobody(dir.path(), arguments);
     assert!(run(&["init", "--local-ports"]).status.success());
     let before = run(&["repo", "stat", "--json"]).stdout;
@@ -157,7 +161,7 @@ fn unreadable_paths() {
         ("tree/b-closed", "b-closed"),
         ("tree", "b-closed"),
         ("tree/c-absent", "c-absent"),
-        ("/root/x", "/root/x"),
+        (text(&within), text(&within)),
     ] {
         let output = run(&["add", path]);
         let told = String::from_utf8_lossy(&output.stderr);

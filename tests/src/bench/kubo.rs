@@ -9,8 +9,8 @@
 //! Asked for is four times Kubo's rate with the large file. Beside stands what the machine can do ([`floor`]): all cores
 //! read, hash and write the same bytes, and do nothing else. Where that is not four times as fast as Kubo no program that
 //! keeps a copy can be; then the line says so, and the bound is [`SHARE`] of it. The hash alone is told, too. On two cores
-//! with AVX-512, in memory: Kubo 0.42 adds 880 MiB/s, and all that can be done are 2,080 (with the hash alone 2,880), so
-//! that 2.4 times Kubo is the end.
+//! with AVX-512, in memory: Kubo 0.42 adds 795 to 856 MiB/s, and all that can be done are 2,249 to 2,422 (with the hash alone
+//! 3,344 to 3,540), so that three times Kubo is the end.
 
 use std::path::Path;
 use std::time::Instant;
